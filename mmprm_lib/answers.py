@@ -1,0 +1,323 @@
+"""Extract the final answer of a response and compare it with the gold: correct, wrong or unknown.
+
+Typed rules decide letters, text, numbers, units and sequences; only what is left goes to math-verify (mathcheck.py). A
+checker that fails says unknown, never wrong; wrong is said only of an answer that was extracted and differs. Nothing
+matches by substring.
+"""
+
+import re
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from mmprm_lib.mathcheck import TIMEOUT_S, CheckerError, Judgement, same_expression
+from mmprm_lib.quantities import clean_text, exact_key, last_boxed, quantity, same_quantity, sequence, trailing_unit
+
+MAX_ANSWER = 2000  # characters; what is longer is no final answer
+
+
+class Verdict(NamedTuple):
+    """label "correct", "wrong" or "unknown"; the extracted answer or None; why it is unknown ("" otherwise)."""
+
+    label: str
+    answer: str | None
+    reason: str = ""
+
+
+# --- extraction -----------------------------------------------------------------------------------
+_ANCHOR = re.compile(
+    r"(?im)(?:\bfinal\s+)?\banswers?\b\**(?:\s+(?:to|of|for)\s[^.\n:]{0,60}?)?\s*"
+    r"(?:\b(?:is|are)\b\**\s*:?|[:：]|=)\**|"
+    r"^\W{0,9}final answer\W{0,9}$|答案\**\s*(?:应?[是为])?\s*[:：]?\**|^\s*####|^\W{0,4}(?-i:A)\s*[:：]\**")
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.S | re.I)
+_END = re.compile(r"(?<!\d)\.\s|\.\s+(?=[A-Z])|。|,?\s+(?:because|since|which|where)\b|\s*</", re.I)
+_HEDGE = re.compile(
+    r"^(?:(?:about|approximately|roughly|exactly|equal to|simply|option|choice|it is|this is|an?|the)\s+|"
+    r"\\approx\s*|≈\s*|[:：]\s*)+", re.I)
+
+
+def extract(text: str) -> str | None:
+    """Final answer of a response as written, or None.
+
+    The last \\boxed{} wins, then the last <answer> tag, then the last of "Answer:", "The answer is", "Final answer:",
+    "答案", "####" and GSM8K's "A:". An unclosed box or tag (a truncated response) does not count.
+    """
+    tail = text[text.rfind("\n") + 1:]
+    if tail.startswith("Answer: ") and len(tail) < 24 and "\\" not in text and "<" not in text and "." not in tail:
+        return tail[8:].strip().strip("*") or None  # the world's own form, decided without a regular expression
+    inner = last_boxed(text) if "\\boxed" in text else None
+    if inner is None and (tags := _TAG.findall(text)):
+        inner = tags[-1].strip()
+    if inner is not None:
+        return extract(inner) or inner or None
+    line = next((line for line in _after_anchor(text).split("\n") if line.strip(" *:#$`")), "")
+    return _END.split(line.strip() + " ", maxsplit=1)[0].strip(" *").removesuffix(".") or None
+
+
+def _after_anchor(text: str) -> str:
+    """Everything after the last "Answer:" or its like; "" without one."""
+    end = len(text)
+    for anchor in _ANCHOR.finditer(text):
+        end = anchor.end()
+    return text[end:]
+
+
+# --- one answer against one gold ------------------------------------------------------------------
+_NOTE = re.compile(r"\((?:(?:the )?answers? (?:is|are) )?(?:not unique|or fill in|choose one)[^()]*\)", re.I)
+_BROKEN = re.compile(r"\s*1\.\s*\n\s*2\.(?:\s*\n\s*\d\.)*\s*")  # the numbers of a list whose contents are lost
+_RELATIONS = {"lessthan": "<", "greaterthan": ">", "equal": "=", "equals": "=", "equalto": "="}
+_SIGNS = ("<", ">", "=", r"\leq", r"\geq")
+_TRUTH = {"yes": "true", "no": "false"}
+_WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]?[a-z]{2,}|[A-Z][a-z]+)(?![A-Za-z])|[\u4e00-\u9fff]+")
+_NOT_WORDS = set("sin cos tan cot sec csc log ln exp sqrt pi arcsin arccos arctan sinh cosh tanh max min begin end "
+                 "pmatrix bmatrix cases array matrix vmatrix mod gcd lcm and or".split())
+_FIGURE = re.compile(r"\\(?:angle|triangle|vartriangle|parallel|perp|overline)(?![a-z])|[∠△⊥∥∵∴→]")
+_NAMED = re.compile(r"^[A-Za-z]\w*'?(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*(?:=|\\in(?![a-z])|\\approx(?![a-z]))\s*")
+
+
+def _words(clean: str) -> list[str]:
+    """Words of prose in a cleaned answer, names of functions and LaTeX environments left out."""
+    found = (word for word in _WORD.findall(clean) if word.casefold() not in _NOT_WORDS)
+    return [word for word in found if not (len(word) == 2 and word.islower())]
+
+
+def _text_key(clean: str) -> str:
+    text = re.sub(r"\s+", " ", clean.casefold()).strip(" .!?'\"")
+    text = re.sub(r"^(?:(?:it is|this is|they are|an?|the)\s+)+", "", text)
+    return _TRUTH.get(text, text)
+
+
+def _same_text(candidate: str, gold: str) -> Judgement:
+    """Where one side is prose: equal words, different words, or unknown where only a reader could tell."""
+    c, g = _text_key(candidate), _text_key(gold)
+    if c == g or c.replace(" ", "") == g.replace(" ", ""):
+        return True, ""
+    shorter, longer = sorted((f" {c} ", f" {g} "), key=len)
+    contained = re.sub(r"[^\w\s]", " ", shorter) in re.sub(r"[^\w\s]", " ", longer)
+    if contained or (not _words(gold) and re.search(r"\d", candidate)):
+        return None, f"cannot tell the answer in the text {candidate[:60]!r}"
+    return False, ""
+
+
+def _same(candidate: str, gold: str, timeout_s: float) -> Judgement:
+    """Equality of two answers that are no choice letters, by the first rule that decides."""
+    c, g = clean_text(candidate), clean_text(gold)
+    if exact_key(c) == exact_key(g):
+        return True, ""
+    if not g.strip("$ ") or not c.strip("$ "):
+        return None, f"the {'answer' if g.strip('$ ') else 'gold'} is empty"
+    if _BROKEN.fullmatch(gold):
+        return None, "the gold is broken (numbers of a list without contents)"
+    if len(_words(g)) > 6 or "∴" in gold:
+        stated = re.search(r"(?:fill in|the answer is)\s+([^\s]+?)\.?\s*$", gold)
+        if stated is None:
+            return None, "the gold is free text, which no rule can judge"
+        return _same(candidate, stated[1], timeout_s)
+    if _NOTE.search(gold):
+        alternatives = [_NOTE.sub(" ", gold), *re.findall(r"or fill in\s+([^()]*)\)", gold)]
+        same = any(_same(candidate, other, timeout_s)[0] for other in alternatives)
+        return (True, "") if same else (None, "the gold is one of several right answers")
+    gold_letter = re.fullmatch(r"\(([A-Ha-h])\)|([A-H])", g)
+    if gold_letter and (letter := _letters(c)):
+        return letter == (gold_letter[1] or gold_letter[2]).upper(), ""
+    return _same_typed(c, g, candidate, gold, timeout_s)
+
+
+def _same_typed(c: str, g: str, candidate: str, gold: str, timeout_s: float) -> Judgement:
+    """The rules for numbers, relations, sequences and prose on cleaned c and g, then math-verify."""
+    qc, qg = quantity(_unhedged(c)), quantity(g)
+    if qc and qg:
+        return same_quantity(qc, qg), ""
+    if c in _SIGNS or g in _SIGNS:
+        found = re.findall(r"[<>=]|\\leq|\\geq", c) or [_RELATIONS.get(_text_key(c).replace(" ", ""), "")]
+        return len(found) == 1 and found[0] == g, ""
+    sc, sg = sequence(candidate), sequence(gold)
+    if sg and sc and r"\pm" not in c + g:
+        return _same_items(sc, sg, timeout_s)
+    for one, other in ((sc, gold), (sg, candidate)):
+        if one and len(one[1]) == 1 and one[0] in ("()", "[]"):
+            return _same(one[1][0], other, timeout_s) if other is gold else _same(other, one[1][0], timeout_s)
+    if sc and sc[0] == "parts" and not sg:  # several answers for one, unless "10 000" was meant
+        joined = quantity(c.replace(" ", ""))
+        return bool(joined and qg and re.fullmatch(r"-?\d{1,3}( \d{3})+", c) and same_quantity(joined, qg)), ""
+    if (sg and qc) or (sc and qg):
+        return False, ""
+    c_bare = c if re.search(r"=|\\in(?![a-z])", g) else _NAMED.sub("", c)
+    g_bare = g if re.search(r"=|\\in(?![a-z])", c) else _NAMED.sub("", g)
+    if "=" in c_bare and qg and not sc:
+        c_bare = c_bare.rsplit("=", 1)[1].strip()  # 16-3=13
+    if (c_bare, g_bare) != (c, g) and c_bare and g_bare:
+        return _same(c_bare, g_bare, timeout_s)
+    (c_bare, unit_c), (g_bare, unit_g) = trailing_unit(_unhedged(c)), trailing_unit(g)
+    if unit_c and unit_g and unit_c != unit_g:
+        return (None, "units that need a conversion") if unit_c[0] == unit_g[0] else (False, "")
+    if _words(c_bare) or _words(g_bare):
+        return _same_text(c, g)
+    if _FIGURE.search(c + g):
+        return None, "names of a figure, which no rule can judge"
+    return same_expression(c_bare, g_bare, timeout_s)
+
+
+def _same_items(candidate: tuple, gold: tuple, timeout_s: float) -> Judgement:
+    """Equality of two sequences: in order, or in any order if both are sets or bare lists; interval ends must agree."""
+    (kind_c, items_c), (kind_g, items_g) = candidate, gold
+    kinds = {kind_c, kind_g}
+    brackets = kinds - {"list", "parts"}
+    if len(items_c) != len(items_g) or ("{}" in kinds and brackets != {"{}"}):
+        return False, ""
+    if len(brackets) > 1 and (len(items_g) == 2 or brackets & {"(]", "[)"}):
+        return False, ""
+    if kinds <= {"{}", "list"}:
+        left, unsure = list(items_c), ""
+        for item in items_g:
+            found = [(_same(other, item, timeout_s), other) for other in left]
+            unsure = unsure or next((why for (same, why), _ in found if same is None), "")
+            match = next((other for (same, _), other in found if same), None)
+            if match is None:
+                return (None, unsure) if unsure else (False, "")
+            left.remove(match)
+        return True, ""
+    results = [_same(c, g, timeout_s) for c, g in zip(items_c, items_g)]
+    if any(same is False for same, _ in results):
+        return False, ""
+    return next(((same, why) for same, why in results if same is None), (True, ""))
+
+
+def _unhedged(clean: str) -> str:
+    """The answer without "about", "it is", "option" and the like before it."""
+    return _HEDGE.sub("", clean) or clean
+
+
+# --- multiple choice ------------------------------------------------------------------------------
+_SEVERAL = re.compile(r"\(?[A-H]\)?(?:\s*(?:,|and|&|、)?\s*\(?[A-H]\)?)+")
+_ONE = re.compile(r"\(\s*([A-Ha-h])\s*\)|([A-H])(?=\s*$|\s*[.):,]|\s+is\s)|([a-h])(?=\s*$|\s*[).:]\s*\S)")
+
+
+def _letters(clean: str) -> str | None:
+    """Letter of "B", "(B)", "B.", "b) 12" or "option B"; sorted letters of "A, C" or "AC"; None without one."""
+    text = _unhedged(clean)
+    if _SEVERAL.fullmatch(text):
+        return "".join(sorted(set(re.findall("[A-H]", text))))
+    match = _ONE.match(text)
+    return (match[1] or match[2] or match[3]).upper() if match else None
+
+
+def _pick(answer: str, choices: tuple[str, ...], timeout_s: float) -> tuple[str | None, str]:
+    """(letters, ""), or (None, why unknown), or (None, "") for an answer that is certainly none of the options.
+
+    A letter decides before the text: "B) 12" is B, also where 12 stands elsewhere.
+    """
+    clean = clean_text(answer)
+    if letters := _letters(clean):
+        return letters, ""
+    if not choices:
+        return None, f"no choice letter in {clean[:60]!r}"
+    texts = [re.sub(rf"^\(?{chr(65 + i)}[.):：]\s*", "", choice.strip()) for i, choice in enumerate(choices)]
+    exact = [i for i, text in enumerate(texts) if _text_key(clean_text(text)) == _text_key(clean)]
+    results = [_same(answer, text, timeout_s) for text in texts] if len(exact) != 1 else []
+    hits = exact if len(exact) == 1 else [i for i, (same, _) in enumerate(results) if same]
+    if len(hits) == 1:
+        return chr(65 + hits[0]), ""
+    if len(hits) > 1:
+        return None, f"{clean[:60]!r} equals several options"
+    return None, next((why for same, why in results if same is None), "")
+
+
+@lru_cache(maxsize=262144)
+def _judge(candidate: str, gold: str, answer_type: str, choices: tuple[str, ...], timeout_s: float) -> Judgement:
+    """Equality and the reason of an unknown, cached; CheckerError passes through and is not cached."""
+    if max(len(gold), len(candidate)) > MAX_ANSWER:
+        return None, f"an answer of {max(len(gold), len(candidate))} characters (limit {MAX_ANSWER})"
+    if answer_type == "choice" or choices:
+        gold_letters, _ = _pick(gold, choices, timeout_s)
+        if gold_letters is not None:
+            letters, why = _pick(candidate, choices, timeout_s)
+            return (None, why) if letters is None and why else (letters == gold_letters, "")
+    return _same(candidate, gold, timeout_s)
+
+
+# --- public ---------------------------------------------------------------------------------------
+def equal(
+    candidate: str, gold: str, answer_type: str, choices: list[str], *, timeout_s: float = TIMEOUT_S
+) -> bool | None:
+    """True if two final answers mean the same, False if not, None where the checker cannot tell.
+
+    timeout_s: CPU seconds for math-verify. Not symmetric (gold decides units and form). Typed rules: choice letters
+    (the text of an option stands for its letter); exact text; exact numbers, with six digits where one is rounded;
+    units (a missing one is forgiven); tuples and intervals in order, sets and bare lists in any order.
+    """
+    try:
+        return _judge(candidate, gold, answer_type, tuple(choices), timeout_s)[0]
+    except CheckerError:
+        return None
+
+
+def _is_bare(text: str, problem: Any) -> bool:
+    """Whether a text without any answer marker is itself an answer and not a sentence of an unfinished solution."""
+    if len(text) > max(200, 2 * len(problem.answer)):
+        return False
+    clean = clean_text(text)
+    if exact_key(clean) == exact_key(clean_text(problem.answer)):
+        return True
+    if not clean or len(text) > 200 or "\n\n" in text:
+        return False
+    if quantity(clean):
+        return True
+    options = [_text_key(clean_text(choice)) for choice in problem.choices]
+    if options and (_letters(clean) or _text_key(clean) in options):
+        return True
+    words = _words(clean)
+    if words:
+        sentence = len(clean.split()) > 4 or re.search(r"\b(?:is|are|so|because)\b|[=\d]", clean)
+        return problem.answer_type == "text" and not sentence
+    named = _NAMED.match(clean)
+    return "=" not in (clean[named.end():] if named else clean) or "=" in problem.answer
+
+
+def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT_S) -> Verdict:
+    """Verdict on a whole response or a bare answer against problem.answer (with .answer_type and .choices).
+
+    unknown: no final answer in it (also a truncated response), or the checker failed or cannot tell (see .reason).
+    """
+    answer = extract(response_or_answer)
+    if answer is None and _is_bare(response_or_answer, problem):
+        answer = response_or_answer.strip()
+    if answer is None:
+        return Verdict("unknown", None, "no final answer in the response")
+    try:
+        same, reason = _judge(answer, problem.answer, problem.answer_type, tuple(problem.choices), timeout_s)
+        if not same and len(problem.answer) > len(answer):  # a gold of several lines: extract took only the first
+            rest = _after_anchor(response_or_answer).strip()
+            if len(answer) < len(rest) < 2 * len(problem.answer) + 40 and _same(rest, problem.answer, timeout_s)[0]:
+                same, answer = True, rest
+    except CheckerError as error:
+        return Verdict("unknown", answer, str(error))
+    return Verdict("unknown" if same is None else "correct" if same else "wrong", answer, reason)
+
+
+@lru_cache(maxsize=65536)
+def _normal(answer: str, answer_type: str, choices: tuple[str, ...]) -> str:
+    if (answer_type == "choice" or choices) and (letters := _pick(answer, choices, TIMEOUT_S)[0]):
+        return letters
+    clean = _unhedged(clean_text(answer))
+    if value := quantity(clean):
+        percent = value[1] and value[1][0] == (("percent", 1),)
+        return str(value[0] / 100 if percent else value[0])
+    if items := sequence(answer):
+        inner = [_normal(item, answer_type, ()) for item in items[1]]
+        ends = "()" if items[0] == "parts" else "{}" if items[0] == "list" else items[0]
+        return ends[0] + ",".join(sorted(inner) if ends == "{}" else inner) + ends[1]
+    clean = _NAMED.sub("", clean) or clean
+    return _text_key(clean) if _words(clean) else str(value[0]) if (value := quantity(clean)) else exact_key(clean)
+
+
+def normal_form(answer: str, problem: Any) -> str:
+    """Key under which equal answers are counted as one vote; the gold is not looked at.
+
+    A letter for choices; an exact value for numbers ("12.0", "12 cm" and "12" share "12": a unit is dropped; "50%" is
+    "1/2"); sorted items for sets; else the cleaned text. Expressions that need algebra to be seen equal ("2x+2" and
+    "2(x+1)") keep different keys.
+    """
+    try:
+        return _normal(answer, problem.answer_type, tuple(problem.choices))
+    except CheckerError:
+        return exact_key(clean_text(answer))

@@ -1,0 +1,261 @@
+"""Many sequences decoded side by side, each with its own random numbers: the engine below `generation.TransformersGenerator`.
+
+`generate` of transformers encodes and prefills every prompt once per sample, copies the whole key-value cache at every token and
+keeps finished sequences until the last one ends. Here a prompt is prefilled once, its keys and values are copied to the rows of
+its samples, each row writes at its own column of one preallocated cache, and a row that ends is filled by the next request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor
+from transformers.cache_utils import Cache, DynamicLayer
+
+COLUMN_BLOCK = 64  # the cache grows by so many columns, so that growing is rare and little is wasted
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 is greedy; top_k 0 and top_p 1 are off; `stop` strings end a text and are cut off it."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
+            raise ValueError(f"{self}: wanted temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_new_tokens >= 1")
+        if isinstance(self.stop, str) or "" in self.stop:
+            raise ValueError(f"stop {self.stop!r}: give a tuple of strings that are not empty")
+
+
+def uniforms(seed: int, key: str, sample: int, length: int) -> np.ndarray:
+    """(length,) float64 in [0, 1): the random numbers of one sample of one request, one per token.
+
+    They depend on the arguments alone (counter-based Philox), so neither the batch, nor the order, nor the number of samples
+    changes what a sample draws; a longer `length` only adds numbers at the end.
+    """
+    name = hashlib.sha256(f"{seed}|{sample}|{key}".encode()).digest()[:16]
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(name, "little"))).random(length)
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """(row,) token ids from (row, vocabulary) logits by the inverse of each row's cumulative distribution at `uniform` (row,).
+
+    The token is the first whose cumulative probability exceeds the uniform number, tokens in the order of their ids, after
+    temperature, then top_k, then top_p, as in `generate`. A token of probability 0 is never drawn.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probs = torch.softmax(logits.float() / sampling.temperature, -1)
+    if 0 < sampling.top_k < probs.shape[-1]:
+        probs = probs.masked_fill(probs < probs.topk(sampling.top_k, -1).values[:, -1:], 0.0)
+    if sampling.top_p < 1:
+        ordered, order = probs.sort(-1, descending=True, stable=True)
+        ordered = ordered / ordered.sum(-1, keepdim=True)
+        before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens; the likeliest always stays
+        dropped = torch.zeros_like(probs, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
+        probs = probs.masked_fill(dropped, 0.0)
+    cdf = probs.cumsum(-1, dtype=torch.float64)
+    total = cdf[:, -1:]
+    # rounding may lift the product to the total itself, behind the last token
+    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, target, right=True)[:, 0]
+
+
+class InverseCdf(LogitsProcessor):
+    """Makes greedy `generate` draw by `draw`: the drawn token gets logit 0, every other -inf. For models without slots."""
+
+    def __init__(self, uniform: torch.Tensor, prompt_length: int, sampling: Sampling) -> None:
+        self.uniform, self.prompt_length, self.sampling = uniform, prompt_length, sampling  # uniform: (row, token)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        tokens = draw(scores, self.uniform[:, input_ids.shape[1] - self.prompt_length], self.sampling)
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
+
+
+@dataclass
+class Sequence:
+    """One sample on its way: whose it is, how long it may become, its random numbers (one per token)."""
+
+    owner: Any
+    sample: int
+    budget: int
+    uniform: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A sequence that has ended, its tokens (the end token included) and how it ended."""
+
+    sequence: Sequence
+    tokens: list[int]
+    finish_reason: str  # "stop" or "length"
+
+
+class SlotLayer(DynamicLayer):
+    """Keys and values of one layer, (row, head, column, dim); a step writes one column per row, each row its own."""
+
+    def __init__(self, slots: Slots, keys: torch.Tensor) -> None:
+        super().__init__()
+        shape = (slots.n_slots, keys.shape[1], slots.n_columns, keys.shape[3])
+        # zeros, because what is masked is still multiplied by 0, and an uninitialised NaN would spread
+        self.keys, self.values = keys.new_zeros(shape), keys.new_zeros(shape)
+        self.slots, self.is_initialized = slots, True
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the rows in use, the new ones (row, head, 1, dim) written at each row's column before."""
+        slots = self.slots
+        rows, columns = slots.row_ids[: slots.n_rows], slots.column[: slots.n_rows]
+        self.keys[rows, :, columns] = keys[:, :, 0]
+        self.values[rows, :, columns] = values[:, :, 0]
+        return self.keys[: slots.n_rows, :, : slots.width], self.values[: slots.n_rows, :, : slots.width]
+
+
+class Slots:
+    """The rows of one running batch: 0 .. n_rows - 1 are in use; those that have ended wait to be filled again.
+
+    `ends` (optional) says of a row's tokens so far whether they end in a stop string.
+    """
+
+    def __init__(
+        self, model: Any, n_slots: int, sampling: Sampling, eos: list[int], ends: Callable[[np.ndarray], bool] | None = None
+    ) -> None:
+        self.model, self.n_slots, self.sampling, self.eos, self.ends = model, n_slots, sampling, eos, ends
+        device, length = model.device, sampling.max_new_tokens
+        self.n_rows, self.n_columns, self.width = 0, 0, 0
+        self.sequences: list[Sequence | None] = [None] * n_slots
+        self.row_ids = torch.arange(n_slots, device=device)
+        # the next token to feed, its position in the text and its column in the cache
+        self.token, self.position, self.column = torch.zeros((3, n_slots), dtype=torch.long, device=device).unbind()
+        self.uniform = torch.zeros((n_slots, length), dtype=torch.float64, device=device)
+        # kept in numpy, so that the loop never waits for the device to know them
+        self.columns, self.n_drawn, self.budget = np.zeros((3, n_slots), dtype=np.int64)
+        self.drawn = np.zeros((n_slots, length), dtype=np.int64)
+        self.mask = torch.zeros((n_slots, 1, 1, 0), dtype=model.dtype, device=device)  # added to the attention scores
+        self.cache: Cache | None = None
+
+    @property
+    def n_live(self) -> int:
+        """How many sequences are running."""
+        return sum(s is not None for s in self.sequences[: self.n_rows])
+
+    def admit(self, groups: list[list[Sequence]], lengths: list[int], cache: Cache, logits: torch.Tensor) -> list[Ended]:
+        """The sequences that end with their first token; the others run on from the next step.
+
+        `groups[i]` are the samples of prompt i, which has `lengths[i]` tokens; `cache` and `logits` (prompt, vocabulary)
+        come from one prefill of the prompts, padded on the left. ValueError if there are fewer free rows than sequences.
+        """
+        flat = [s for group in groups for s in group]
+        free = np.flatnonzero([s is None for s in self.sequences])[: len(flat)]
+        if len(free) < len(flat):
+            raise ValueError(f"{len(flat)} sequences for {len(free)} free rows of {self.n_slots}")
+        padded = cache.get_seq_length()
+        self._reserve(padded, cache)
+        rows = torch.as_tensor(free, device=self.token.device)
+        source = torch.tensor([i for i, group in enumerate(groups) for _ in group], device=rows.device)
+        for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
+            mine.keys[rows, :, :padded] = theirs.keys[source]
+            mine.values[rows, :, :padded] = theirs.values[source]
+        length = torch.tensor(lengths, device=rows.device)[source]
+        column = torch.arange(self.n_columns, device=rows.device)
+        hidden = (column < (padded - length)[:, None]) | (column >= padded)
+        self.mask[rows, 0, 0] = torch.zeros_like(hidden, dtype=self.mask.dtype).masked_fill(hidden, self._floor)
+        self.position[rows], self.column[rows] = length - 1, padded - 1
+        self.uniform[rows] = torch.as_tensor(np.stack([s.uniform for s in flat]), device=rows.device)
+        self.columns[free], self.n_drawn[free], self.budget[free] = padded - 1, 0, [s.budget for s in flat]
+        for row, sequence in zip(free, flat, strict=True):
+            self.sequences[row] = sequence
+        self.n_rows = max(self.n_rows, int(free.max()) + 1)
+        return self._accept(free, rows, logits[source])
+
+    def step(self, drained: bool) -> list[Ended]:
+        """The sequences that end with this token, one more for every row. `drained`: nothing will fill free rows any more."""
+        if drained:
+            self._close_gaps()
+        n = self.n_rows
+        self.width = int(self.columns[:n].max()) + 1
+        self._reserve(self.width)
+        self.mask[self.row_ids[:n], 0, 0, self.column[:n]] = 0.0
+        logits = self.model(
+            input_ids=self.token[:n, None],
+            position_ids=self.position[:n, None],
+            attention_mask=self.mask[:n, :, :, : self.width],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        return self._accept(np.arange(n), self.row_ids[:n], logits)
+
+    def _accept(self, ids: np.ndarray, rows: torch.Tensor, logits: torch.Tensor) -> list[Ended]:
+        """The sequences that end with the token drawn now for each of the rows (given to numpy and to torch)."""
+        count = np.minimum(self.n_drawn[ids], self.drawn.shape[1] - 1)  # a row that has ended may stand at the end
+        tokens = draw(logits, self.uniform[rows, torch.as_tensor(count, device=rows.device)], self.sampling)
+        self.token[rows] = tokens
+        self.position[rows] += 1
+        self.column[rows] += 1
+        seen = tokens.cpu().numpy()
+        self.drawn[ids, count] = seen
+        self.n_drawn[ids] += 1
+        self.columns[ids] += 1
+        stops = np.isin(seen, self.eos)
+        over = self.n_drawn[ids] >= self.budget[ids]
+        candidates = ids if self.ends else ids[stops | over]
+        final = dict(zip(ids[stops], [True] * int(stops.sum()), strict=True))
+        return [e for row in candidates if (e := self._end(row, final.get(row, False)))]
+
+    def _end(self, row: int, stops: bool) -> Ended | None:
+        """The sequence of a row if it has ended; its row is free then."""
+        sequence, tokens = self.sequences[row], self.drawn[row, : self.n_drawn[row]]
+        if sequence is None:
+            return None
+        stops = stops or (self.ends is not None and self.ends(tokens))
+        if not stops and len(tokens) < sequence.budget:
+            return None
+        self.sequences[row] = None
+        return Ended(sequence, tokens.tolist(), "stop" if stops else "length")
+
+    @property
+    def _floor(self) -> float:
+        return torch.finfo(self.mask.dtype).min
+
+    def _reserve(self, n_columns: int, like: Cache | None = None) -> None:
+        """Nothing; the cache has room for so many columns."""
+        more = -(-(n_columns - self.n_columns) // COLUMN_BLOCK) * COLUMN_BLOCK
+        if more <= 0:
+            return
+        self.n_columns += more
+        self.mask = torch.nn.functional.pad(self.mask, (0, more), value=self._floor)
+        if self.cache is None:
+            self.cache = Cache(layers=[SlotLayer(self, layer.keys) for layer in like.layers])
+            return
+        for layer in self.cache.layers:
+            layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, 0, more))
+            layer.values = torch.nn.functional.pad(layer.values, (0, 0, 0, more))
+
+    def _close_gaps(self) -> None:
+        """Nothing; once an eighth of the rows has ended, the last running rows move into their places."""
+        n_live = self.n_live
+        if (self.n_rows - n_live) * 8 < self.n_rows:
+            return
+        to = [r for r in range(n_live) if self.sequences[r] is None]
+        source = [r for r in range(n_live, self.n_rows) if self.sequences[r] is not None]
+        self.n_rows = n_live
+        for state in (self.columns, self.n_drawn, self.budget, self.drawn):
+            state[to] = state[source]
+        for row, other in zip(to, source, strict=True):
+            self.sequences[row], self.sequences[other] = self.sequences[other], None
+        to, source = (torch.tensor(x, dtype=torch.long, device=self.token.device) for x in (to, source))
+        for state in (self.token, self.position, self.column, self.uniform, self.mask):
+            state[to] = state[source]
+        for layer in self.cache.layers:
+            layer.keys[to], layer.values[to] = layer.keys[source], layer.values[source]

@@ -1,0 +1,265 @@
+"""Sampling from a vision-language model: requests in, completions out as they finish, each with its own seed.
+
+A request is a problem and the first steps of a solution; the text goes on inside the assistant turn, as if the model
+had written those steps itself, and is never asked again as a user message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .decoding import Ended, InverseCdf, Sampling, Sequence, Slots, uniforms
+from .prompts import Prompt, Prompts, cut_at, stop_test, text_of
+from .schema import Problem, fingerprint
+from .steps import policy_prompt, prefix_text
+
+__all__ = ["Completion", "Generator", "Request", "Sampling", "TransformersGenerator"]
+
+# Models that need nothing but pixels, positions 0, 1, 2, ... and plain attention; others go through `model.generate`.
+SLOT_MODELS = ("llava", "internvl")
+PREFILL_TOKENS = 8192  # per forward pass, so that long prompts do not fill the memory
+
+
+@dataclass(frozen=True)
+class Request:
+    """A problem and the steps to go on from. `key` names the request: it joins the answer to the question and seeds it.
+
+    Two requests of one key and one seed draw the same random numbers. Without a key, problem and prefix make one.
+    """
+
+    problem: Problem
+    prefix: tuple[str, ...] = ()
+    key: str = ""
+
+    @property
+    def seed_key(self) -> str:
+        """What the random numbers derive from, next to `Sampling.seed` and the number of the sample."""
+        return self.key or fingerprint([self.problem.problem_id, list(self.prefix)])
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A continuation. `text` ends before the stop string; `n_tokens` counts the end token; `error` says what failed."""
+
+    text: str
+    n_tokens: int
+    finish_reason: Literal["stop", "length", "error"]
+    error: str = ""
+
+
+class Generator(Protocol):
+    """What draws samples. `fingerprint` names all that shapes a text beside the request and the sampling."""
+
+    name: str
+    n_generated_tokens: int
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def sample(
+        self, requests: Iterable[Request], n: int, sampling: Sampling
+    ) -> Iterator[tuple[Request, list[Completion]]]:
+        """Each request with its n completions, as they finish, in any order.
+
+        A request that fails comes back with n errors and costs itself alone.
+        """
+        ...
+
+
+@dataclass
+class _Entry:
+    """A request that is ready to run, and its completions so far."""
+
+    request: Request
+    prompt: Prompt
+    ids: list[int]  # prompt and prefix
+    budget: int
+    completions: dict[int, Completion] = field(default_factory=dict)
+
+
+Finished = tuple[Request, list[Completion]]
+
+
+class TransformersGenerator:
+    """Samples with a model of transformers' Auto classes; `batch_size` counts sequences.
+
+    A request costs one image encoding (shared by requests on the same problem) and one prompt prefill, however many
+    samples are drawn of it. A sample depends on the seed, the request's key and its own number only; batching may
+    change a logit in its last float32 digits, so that once in some 10^5 tokens, where a random number falls on the
+    border of two tokens, another one is drawn. Models outside SLOT_MODELS run through `model.generate` with the same
+    random numbers; their prompts are encoded and prefilled once per sample.
+    """
+
+    def __init__(self, model: Any, processor: Any, batch_size: int = 512, name: str = "") -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: give at least 1 sequence")
+        self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
+        self.tokenizer, self.prompts = processor.tokenizer, Prompts(model, processor)
+        self.name = name or str(getattr(model.config, "name_or_path", "")) or model.config.model_type
+        self.n_generated_tokens = 0
+        eos = model.generation_config.eos_token_id
+        eos = set(eos if isinstance(eos, list | tuple) else [eos]) | {self.tokenizer.eos_token_id}
+        self.eos = sorted(t for t in eos if t is not None)
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the weights, their dtype, the vocabulary, the image processor and the text around a question."""
+        weights = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        probe = Problem(problem_id="p", question="Q <image>?", image="i", image_sha256="0" * 64, answer="A",
+                        answer_type="choice", choices=["x", "y"], source="", split="")  # fmt: skip
+        texts = [policy_prompt(probe, self.processor), prefix_text(["a", "b"])]
+        words, eye = sorted(self.tokenizer.get_vocab().items()), self.processor.image_processor.to_json_string()
+        return fingerprint([weights.hexdigest(), texts, words, eye, self.eos])
+
+    def sample(self, requests: Iterable[Request], n: int, sampling: Sampling) -> Iterator[Finished]:
+        """Each request with its n completions, as they finish. The iterable is read a window at a time: it may be endless."""
+        if n < 1:
+            raise ValueError(f"n is {n}: draw at least 1 sample per request")
+        run = self._by_slots if self._fits_slots() else self._by_generate
+        return run(self._windows(requests, n, sampling), n, sampling)
+
+    def _fits_slots(self) -> bool:
+        text = self.model.config.get_text_config()
+        return (
+            self.model.config.model_type in SLOT_MODELS
+            and "mm_encoder_outputs" in inspect.signature(self.model.forward).parameters
+            and set(getattr(text, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+            and text._attn_implementation in ("sdpa", "eager")
+        )
+
+    # -- requests to token ids
+
+    def _windows(self, requests: Iterable[Request], n: int, sampling: Sampling) -> Iterator[_Entry | Finished]:
+        """Prepared requests, those of similar length together; one that cannot be prepared with its errors instead."""
+        size = max(16, 4 * self.batch_size // n)
+        requests, downwards = iter(requests), False
+        while window := list(islice(requests, size)):
+            entries = []
+            for request in window:
+                try:
+                    entries.append(self._prepare(request, sampling))
+                except (ValueError, OSError, TypeError, KeyError, IndexError) as error:
+                    yield request, [Completion("", 0, "error", f"{type(error).__name__}: {error}")] * n
+            # up, then down: the neighbours of two windows are of similar length, too
+            yield from sorted(entries, key=lambda e: len(e.ids), reverse=downwards)
+            downwards = not downwards
+
+    def _prepare(self, request: Request, sampling: Sampling) -> _Entry:
+        """The request as token ids; ValueError if its image cannot be used or it does not fit the context."""
+        prompt = self.prompts.prompt(request.problem)
+        ids = prompt.ids + self.prompts.prefix_ids(request.prefix)
+        if len(ids) >= self.context:
+            name = request.problem.problem_id
+            raise ValueError(f"{name}: {len(ids)} tokens do not fit the model's context of {self.context}")
+        return _Entry(request, prompt, ids, min(sampling.max_new_tokens, self.context - len(ids)))
+
+    def _completion(self, tokens: list[int], finish_reason: Literal["stop", "length"], sampling: Sampling) -> Completion:
+        self.n_generated_tokens += len(tokens)
+        return Completion(cut_at(text_of(self.tokenizer, tokens), sampling.stop), len(tokens), finish_reason)
+
+    def _uniforms(self, entry: _Entry, sample: int, sampling: Sampling) -> np.ndarray:
+        if sampling.temperature == 0:
+            return np.zeros(sampling.max_new_tokens)
+        return uniforms(sampling.seed, entry.request.seed_key, sample, sampling.max_new_tokens)
+
+    # -- decoding by slots
+
+    def _by_slots(self, feed: Iterator[_Entry | Finished], n: int, sampling: Sampling) -> Iterator[Finished]:
+        ends = stop_test(self.tokenizer, sampling.stop)
+        slots = Slots(self.model, max(self.batch_size, n), sampling, self.eos, ends)
+        drained = False
+        while not drained or slots.n_live:
+            free, ended = slots.n_slots - slots.n_live, []
+            # to prefill for a few rows costs nearly as much as for many, so an eighth of the batch gathers first
+            if not drained and free >= max(n, slots.n_slots // 8):
+                taken = list(islice(feed, free // n))
+                drained = len(taken) < free // n
+                yield from (item for item in taken if not isinstance(item, _Entry))
+                ended = self._admit(slots, [item for item in taken if isinstance(item, _Entry)], n, sampling)
+            if slots.n_live:
+                ended += self._step(slots, drained)
+            for end in ended:
+                entry: _Entry = end.sequence.owner
+                entry.completions[end.sequence.sample] = self._completion(end.tokens, end.finish_reason, sampling)
+                if len(entry.completions) == n:
+                    yield entry.request, [entry.completions[i] for i in range(n)]
+
+    @torch.inference_mode()  # never around a `yield`: the caller would run in it, too
+    def _step(self, slots: Slots, drained: bool) -> list[Ended]:
+        return slots.step(drained)
+
+    @torch.inference_mode()
+    def _admit(self, slots: Slots, entries: list[_Entry], n: int, sampling: Sampling) -> list[Ended]:
+        """The sequences that end with their first token, after the entries were prefilled and given n rows each."""
+        ended = []
+        while entries:
+            longest = np.maximum.accumulate([len(e.ids) for e in entries])
+            size = max(1, int((longest * np.arange(1, len(entries) + 1) <= PREFILL_TOKENS).sum()))
+            part, entries = entries[:size], entries[size:]
+            cache, logits = self._prefill(part)
+            groups = [[Sequence(e, i, e.budget, self._uniforms(e, i, sampling)) for i in range(n)] for e in part]
+            ended += slots.admit(groups, [len(e.ids) for e in part], cache, logits)
+        return ended
+
+    def _prefill(self, entries: list[_Entry]) -> tuple[Any, torch.Tensor]:
+        """The cache of the prompts, padded on the left, and the logits after each: (prompt, vocabulary)."""
+        ids, mask = self.prompts.pad([e.ids for e in entries])
+        self.prompts.encode_images([e.prompt for e in entries])
+        features = [f for e in entries for f in e.prompt.features]
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=features)},
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.past_key_values, out.logits[:, -1]
+
+    # -- decoding by `generate`
+
+    def _by_generate(self, feed: Iterator[_Entry | Finished], n: int, sampling: Sampling) -> Iterator[Finished]:
+        while taken := list(islice(feed, max(1, self.batch_size // n))):
+            yield from (item for item in taken if not isinstance(item, _Entry))
+            entries = [item for item in taken if isinstance(item, _Entry)]
+            rows = self._generate([(e, i) for e in entries for i in range(n)], sampling) if entries else []
+            for i, entry in enumerate(entries):
+                yield entry.request, rows[i * n : (i + 1) * n]
+
+    @torch.inference_mode()
+    def _generate(self, samples: list[tuple[_Entry, int]], sampling: Sampling) -> list[Completion]:
+        """One completion per (entry, number of the sample), drawn by the same random numbers as in the slots."""
+        entries = [e for e, _ in samples]
+        ids, mask = self.prompts.pad([e.ids for e in entries])
+        uniform = torch.as_tensor(np.stack([self._uniforms(e, i, sampling) for e, i in samples]), device=ids.device)
+        config = GenerationConfig(
+            do_sample=False, max_new_tokens=max(e.budget for e in entries), eos_token_id=self.eos,
+            pad_token_id=self.prompts.pad_id, stop_strings=list(sampling.stop) or None,
+        )  # fmt: skip
+        out = self.model.generate(
+            input_ids=ids, attention_mask=mask, **self.prompts.collate([e.prompt for e in entries], [len(e.ids) for e in entries]),
+            generation_config=config, tokenizer=self.tokenizer, logits_processor=[InverseCdf(uniform, ids.shape[1], sampling)],
+        )  # fmt: skip
+        ends, completions = stop_test(self.tokenizer, sampling.stop), []
+        for entry, row in zip(entries, out[:, ids.shape[1] :].tolist(), strict=True):
+            row = row[: entry.budget]
+            last = (k for k, t in enumerate(row) if t in self.eos or (ends and ends(np.array(row[: k + 1]))))
+            stop = next(last, None)
+            tokens, reason = (row, "length") if stop is None else (row[: stop + 1], "stop")
+            completions.append(self._completion(tokens, reason, sampling))
+        return completions

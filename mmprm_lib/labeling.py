@@ -1,0 +1,268 @@
+"""Solutions of a policy, and Monte Carlo labels of their steps: how often the policy still gets the answer right from there.
+
+VisualPRM (2503.10291, section 1.1 of its released pipeline): 4 solutions per problem, up to 12 steps, 16 continuations from every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from . import world
+from .answers import Verdict, extract, verdict
+from .generation import Completion, Generator, Request, Sampling
+from .run import progress
+from .schema import Problem, Record, RecordLog, Solution, StepLabels, fingerprint, write_records
+from .stats import wilson
+from .steps import prefix_text, split
+
+FORMAT = 1  # of the records written here: a change of what they mean changes the key of every file
+STRATEGIES = ("exhaustive",)
+BLOCK = 256  # solutions in flight at once when a step's request depends on the step before it
+R = TypeVar("R", bound=Record)
+Truth = Callable[[Problem, list[str]], list[int]]
+
+
+def judge(problem: Problem, prefix: Iterable[str], completion: Completion) -> Verdict:
+    """The verdict on prefix and completion as one text.
+
+    unknown, with a reason, where there is nothing to judge: a failed request, no answer, a checker that fails, or a text cut at
+    max_new_tokens before its answer was surely complete. Difference from VisualPRM, which counts all of these as wrong.
+    """
+    if completion.finish_reason == "error":
+        return Verdict("unknown", None, completion.error or "the request failed")
+    if completion.finish_reason == "length":
+        answer = extract(completion.text)
+        if answer is None or completion.text.rstrip().endswith(answer):
+            return Verdict("unknown", None, "cut at max_new_tokens before the answer was complete")
+    return verdict(prefix_text(list(prefix)) + completion.text, problem)
+
+
+# -- solutions
+
+
+def sample_solutions(
+    problems: Iterable[Problem], generator: Generator, n: int = 4, sampling: Sampling = Sampling(), *,
+    max_steps: int = 12, done: Collection[str] = (),
+) -> Iterator[Solution]:  # fmt: skip
+    """n solutions per problem, as they finish; solution_id is `<problem_id>/s<i>`.
+
+    done: ids that need not come again (a problem is drawn if any of its n is missing; its samples are the same each time).
+    """
+    names = lambda problem: [f"{problem.problem_id}/s{i}" for i in range(n)]
+    wanted = (p for p in problems if not all(name in done for name in names(p)))
+    requests = (Request(p, key=p.problem_id) for p in wanted)
+    for request, completions in generator.sample(requests, n, sampling):
+        for name, completion in zip(names(request.problem), completions, strict=True):
+            if name not in done:
+                yield _solution(name, request.problem, completion, generator.name, sampling.seed, max_steps)
+
+
+def _solution(name: str, problem: Problem, completion: Completion, policy: str, seed: int, max_steps: int) -> Solution:
+    label, answer, reason = judge(problem, (), completion)
+    return Solution(
+        solution_id=name, problem_id=problem.problem_id, steps=split(completion.text, max_steps), answer=answer, verdict=label,
+        policy=policy, seed=seed, n_tokens=completion.n_tokens, finish_reason=completion.finish_reason, reason=reason,
+    )  # fmt: skip
+
+
+# -- labels
+
+
+@dataclass(frozen=True)
+class Options:
+    """How labels are made.
+
+    n_rollouts: continuations per step (VisualPRM: 16). last_step: "verdict" takes the solution's own verdict as the one rollout of its last
+    step if the solution ended by itself, which costs no tokens; "rollout" continues it as VisualPRM does. early_stop: the
+    steps after the first with mc_score 0 are not sampled (None, never 0; the paper's "always supervise all steps" is False).
+    """
+
+    strategy: str = "exhaustive"
+    n_rollouts: int = 16
+    last_step: str = "verdict"
+    early_stop: bool = False
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy {self.strategy!r} is unknown: choose one of {', '.join(STRATEGIES)}")
+        if self.n_rollouts < 1 or self.last_step not in ("verdict", "rollout"):
+            raise ValueError(f"{self}: wanted n_rollouts >= 1 and last_step 'verdict' or 'rollout'")
+
+
+@dataclass
+class _Open:
+    """A solution whose steps are being labelled; `counts[t]` is (rollouts, correct, unknown), None where not sampled yet."""
+
+    solution: Solution
+    problem: Problem
+    counts: list[tuple[int, int, int] | None]
+    n_tokens: int = 0
+    waiting: set[int] = field(default_factory=set)
+
+    def hopeless(self, t: int) -> bool:
+        """Whether a step before step t has mc_score 0."""
+        return any(c is not None and mc_score(*c) == 0.0 for c in self.counts[:t])
+
+
+def label(
+    solutions: Iterable[Solution], problems: Iterable[Problem], generator: Generator, options: Options = Options(),
+    sampling: Sampling = Sampling(), truth: Truth | None = world.truth,
+) -> Iterator[StepLabels]:  # fmt: skip
+    """Step labels of every solution, as they finish.
+
+    All rollouts of all steps of all solutions are one stream of requests, so that the generator's batch stays full. Solutions
+    are read as the generator asks for them; only those in flight are held, and no completion is kept. `truth` fills the column
+    of that name for problems of the embedded world. KeyError if a solution's problem is not among `problems`.
+    """
+    by_id = {p.problem_id: p for p in problems}
+    stream = _in_blocks if options.early_stop else _in_one_stream
+    for record in stream((_opened(s, by_id, options) for s in solutions), generator, options, sampling):
+        known = truth is not None and record.problem.scene is not None
+        yield _labels(record, options, truth(record.problem, record.solution.steps) if known else None)
+
+
+def _opened(solution: Solution, problems: dict[str, Problem], options: Options) -> _Open:
+    """The solution with the steps that need rollouts; the last one may be settled by its own verdict."""
+    if solution.problem_id not in problems:
+        raise KeyError(f"solution {solution.solution_id!r} names problem {solution.problem_id!r}, which is not among the problems")
+    last = len(solution.steps) - 1
+    record = _Open(solution, problems[solution.problem_id], [None] * (last + 1), waiting=set(range(last + 1)))
+    if last >= 0 and options.last_step == "verdict" and solution.finish_reason == "stop":
+        record.counts[last] = (1, int(solution.verdict == "correct"), int(solution.verdict == "unknown"))
+        record.waiting.discard(last)
+    return record
+
+
+def _request(record: _Open, t: int) -> Request:
+    return Request(record.problem, tuple(record.solution.steps[: t + 1]), f"{record.solution.solution_id}/t{t}")
+
+
+def _count(record: _Open, request: Request, completions: list[Completion]) -> None:
+    """Nothing; the rollouts from the request's last step are counted."""
+    t = len(request.prefix) - 1
+    labels = [judge(record.problem, request.prefix, c).label for c in completions]
+    record.counts[t] = (len(labels), labels.count("correct"), labels.count("unknown"))
+    record.n_tokens += sum(c.n_tokens for c in completions)
+    record.waiting.discard(t)
+
+
+def _in_one_stream(records: Iterable[_Open], generator: Generator, options: Options, sampling: Sampling) -> Iterator[_Open]:
+    flying: dict[str, _Open] = {}
+    settled: list[_Open] = []  # nothing to sample: no step, or only one that has its verdict
+
+    def requests() -> Iterator[Request]:
+        for record in records:
+            if not record.waiting:
+                settled.append(record)
+                continue
+            for t in sorted(record.waiting):
+                request = _request(record, t)
+                flying[request.key] = record
+                yield request
+
+    for request, completions in generator.sample(requests(), options.n_rollouts, sampling):
+        record = flying.pop(request.key)
+        _count(record, request, completions)
+        if not record.waiting:
+            yield record
+        while settled:
+            yield settled.pop()
+    yield from settled
+
+
+def _in_blocks(records: Iterable[_Open], generator: Generator, options: Options, sampling: Sampling) -> Iterator[_Open]:
+    """Step by step, because whether a step is sampled depends on the one before it; a block of solutions at a time."""
+    records = iter(records)
+    while block := list(islice(records, BLOCK)):
+        for t in range(max(len(r.counts) for r in block)):
+            wave = {_request(r, t).key: r for r in block if t in r.waiting and not r.hopeless(t)}
+            requests = (_request(r, t) for r in wave.values())
+            for request, completions in generator.sample(requests, options.n_rollouts, sampling):
+                _count(wave[request.key], request, completions)
+        for record in block:
+            # a last step that its verdict had settled is dropped, too, when it follows a hopeless one
+            record.counts = [None if record.hopeless(t) else c for t, c in enumerate(record.counts)]
+        yield from block
+
+
+def _labels(record: _Open, options: Options, truth: list[int] | None) -> StepLabels:
+    columns = [[None if c is None else c[i] for c in record.counts] for i in range(3)]
+    return StepLabels(
+        solution_id=record.solution.solution_id, problem_id=record.problem.problem_id, steps=record.solution.steps,
+        n_rollouts=columns[0], n_correct=columns[1], n_unknown=columns[2],
+        mc_score=[None if c is None else mc_score(*c) for c in record.counts],
+        strategy=options.strategy, n_generated_tokens=record.n_tokens, truth=truth,
+    )  # fmt: skip
+
+
+def mc_score(n_rollouts: int, n_correct: int, n_unknown: int = 0) -> float | None:
+    """n_correct / (n_rollouts - n_unknown), in [0, 1]; None if nothing is known (VisualPRM, eq. 1, without its unknowns)."""
+    known = n_rollouts - n_unknown
+    return n_correct / known if known else None
+
+
+def mc_label(record: StepLabels, kind: str = "soft", threshold: float = 0.0) -> list[float | None]:
+    """One label per step: the mc_score ("soft", MM-PRM), or 1.0 if it is above `threshold` else 0.0 ("hard"; VisualPRM: above 0)."""
+    if kind not in ("soft", "hard"):
+        raise ValueError(f"kind is {kind!r}: choose 'soft' or 'hard'")
+    return [s if s is None or kind == "soft" else float(s > threshold) for s in record.mc_score]
+
+
+def intervals(record: StepLabels, confidence: float = 0.95) -> list[tuple[float, float] | None]:
+    """Wilson's interval of every mc_score, None where nothing is known. Rollouts from one prefix are independent draws."""
+    found: list[tuple[float, float] | None] = []
+    for n, k, unknown in zip(record.n_rollouts, record.n_correct, record.n_unknown, strict=True):
+        known = 0 if n is None else n - unknown
+        estimate = wilson(k, known, confidence) if known else None
+        found.append(estimate and (max(0.0, estimate.low), min(1.0, estimate.high)))
+    return found
+
+
+# -- files that a kill cannot spoil
+
+
+def solutions_to(
+    path: str | Path, problems: Collection[Problem], generator: Generator, n: int = 4, sampling: Sampling = Sampling(), max_steps: int = 12
+) -> list[Solution]:
+    """n solutions per problem, in the order of the problems, also in the file at `path`; a killed run goes on where it stopped."""
+    key = fingerprint(["solutions", FORMAT, generator.fingerprint, sampling, n, max_steps, _named(problems)])
+    order = [f"{p.problem_id}/s{i}" for p in problems for i in range(n)]
+    make = lambda done: sample_solutions(problems, generator, n, sampling, max_steps=max_steps, done=done)
+    return _resumed(Path(path), Solution, key, order, make)
+
+
+def labels_to(
+    path: str | Path, solutions: Collection[Solution], problems: Collection[Problem], generator: Generator, options: Options = Options(),
+    sampling: Sampling = Sampling(), truth: Truth | None = world.truth,
+) -> list[StepLabels]:  # fmt: skip
+    """Labels of all solutions, in their order, also in the file at `path`; a killed run goes on where it stopped."""
+    wanted = {s.problem_id for s in solutions}
+    named = _named(p for p in problems if p.problem_id in wanted)
+    marks = [[s.solution_id, s.problem_id, s.steps, s.verdict, s.finish_reason] for s in solutions]
+    key = fingerprint(["labels", FORMAT, generator.fingerprint, sampling, options, marks, named, truth is not None])
+    make = lambda done: label((s for s in solutions if s.solution_id not in done), problems, generator, options, sampling, truth)
+    return _resumed(Path(path), StepLabels, key, [s.solution_id for s in solutions], make)
+
+
+def _named(problems: Iterable[Problem]) -> str:
+    """A fingerprint of all that shapes a text or a verdict in the problems; where their images lie does not."""
+    return fingerprint([p.model_dump(include={"problem_id", "question", "image_sha256", "answer", "answer_type", "choices", "scene"}) for p in problems])
+
+
+def _resumed(path: Path, model: type[R], key: str, order: list[str], make: Callable[[set[str]], Iterator[R]]) -> list[R]:
+    """The records of `make`, in `order`. They are appended as they come, and put in order when all are there."""
+    with RecordLog(path, model, key) as log:
+        left = len(order) - len(log.done)
+        for record in progress(make(set(log.done)), total=left, desc=path.stem) if left else ():
+            log.append(record)
+        records = {r.record_id: r for r in log.records()}
+    missing = [name for name in order if name not in records]
+    if missing:
+        raise RuntimeError(f"{path}: {len(missing)} records are missing, the first is {missing[0]!r}; run this again")
+    ordered = [records[name] for name in order]
+    write_records(path, ordered)
+    return ordered

@@ -1,0 +1,189 @@
+"""math-verify behind guards: equality of two LaTeX expressions as True, False or unknown, from any thread or process.
+
+math-verify's own time limits are signals, which fail in threads and cannot stop one long operation inside an integer
+power. So it runs in a worker process that the kernel ends when it has used its CPU time, and that answers only what it
+computed within its memory. Nothing is evaluated as Python: only the LaTeX grammar is used (math-verify's other path,
+for plain expressions, calls sympy's parse_expr).
+"""
+
+import atexit
+import json
+import os
+import re
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from functools import lru_cache
+from pathlib import Path
+
+TIMEOUT_S = 5.0  # CPU seconds for one comparison, so that a busy machine does not change a verdict
+START_S = 120.0  # wall seconds for the worker to import math-verify
+MEMORY = 3 << 30  # bytes of address space of the worker; a verdict "different" that took a third of it is not believed
+MAX_CHARS = 300
+_OUT_OF_MEMORY = 77  # exit status of the worker
+Judgement = tuple[bool | None, str]  # (equal, reason why unknown)
+
+_WHITE = re.compile(r"[0-9A-Za-z\s+\-*/^_=<>().,;:|!%'\\{}\[\]&°]*")
+_HUGE = re.compile(
+    r"\d\s*[)}]*\s*\^\s*[({]*\s*-?\d+\s*[)}]*\s*\^|"  # towers of powers
+    r"\d\s*[)}]*\s*\^\s*[({]*\s*-?\d{5,}|"  # exponents of five digits
+    r"\d\s*[)}]*\^\s*[({]+\s*[\d\s(]+!|\d{5,}[)}\s]*!|!\s*[)}]*\s*!")  # factorials in exponents, large or repeated
+_FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|arcsin|arccos|arctan|sinh|cosh|tanh|max|min"
+_NAMES = re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![a-z])")
+
+
+class CheckerError(RuntimeError):
+    """The checker itself is out of order, not the answer: never cached, so that asking again may succeed."""
+
+
+class _Worker:
+    """One child process that compares expressions: JSON lines in, JSON lines out."""
+
+    def __init__(self) -> None:
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from mmprm_lib.mathcheck import _serve; _serve()"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+            start_new_session=True,  # an interrupt of the notebook is not for the worker
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+        if self.read(START_S) != "ready":
+            self.close()
+            raise CheckerError(f"the math-verify worker did not start within {START_S:g} s: check `import math_verify`")
+
+    def read(self, seconds: float) -> object:
+        """The next answer, or None at the end of the process or of the time."""
+        line, end = b"", time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(0.0, end - time.monotonic())):
+                    return None
+                if not (chunk := self.process.stdout.read(65536)):
+                    return None
+                line += chunk
+        return json.loads(line)
+
+    def ask(self, candidate: str, gold: str, seconds: float) -> object:
+        """[equal or None, reason], or None where none came; the wall limit is for a worker that hangs without CPU."""
+        try:
+            self.process.stdin.write(json.dumps([candidate, gold, seconds]).encode() + b"\n")
+        except BrokenPipeError:
+            return None
+        return self.read(6 * seconds + 5)
+
+    def exit_code(self) -> int | None:
+        """Status of a worker that has ended (negative: the signal), None for one that hangs."""
+        try:
+            return self.process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def close(self) -> None:
+        """Ends the process and closes its pipes."""
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+_lock = threading.Lock()
+_worker: _Worker | None = None
+
+
+def _after_fork() -> None:
+    """A forked child starts its own worker: two processes on one pair of pipes would read each other's answers."""
+    global _lock, _worker
+    _lock, _worker = threading.Lock(), None
+
+
+def _stop() -> None:
+    global _worker
+    if _worker is not None:
+        _worker.close()
+    _worker = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_stop)
+
+
+def _latex(text: str) -> str:
+    """The expression as math-verify's LaTeX: function names as commands, a run of capitals (a length AC) a symbol."""
+    text = _NAMES.sub(r"\\\1", text).replace("°", r"^\circ").replace("**", "^")
+    text = re.sub(r"\^\((-?[\w+\- ]+)\)", r"^{\1}", text)
+    symbol = lambda m: f"z_{{{''.join(str(ord(c)) for c in m[1])}}}"  # noqa: E731
+    return re.sub(r"(?<![\\A-Za-z{])([A-Z]{2,})(?![A-Za-z])", symbol, text)
+
+
+@lru_cache(maxsize=65536)
+def same_expression(candidate: str, gold: str, timeout_s: float = TIMEOUT_S) -> Judgement:
+    """(True or False, ""), or (None, why) where math-verify cannot or must not judge; CheckerError if it cannot start.
+
+    candidate, gold: cleaned LaTeX without $; the order matters (math-verify treats assignments and intervals by side).
+    """
+    global _worker
+    for text in (candidate, gold):
+        if len(text) > MAX_CHARS:
+            return None, f"expression of {len(text)} characters (limit {MAX_CHARS})"
+        if not _WHITE.fullmatch(text) or "__" in text:
+            return None, f"characters that are not mathematics: {text[:60]!r}"
+        if _HUGE.search(text) or max(map(len, re.findall(r"\d+", text)), default=0) > 40:
+            return None, f"number too large to compute: {text[:60]!r}"
+    with _lock:
+        if _worker is None:
+            _worker = _Worker()
+        try:
+            answer = _worker.ask(_latex(candidate), _latex(gold), timeout_s)
+        except BaseException:  # an interrupted read would leave its answer for the next question
+            _stop()
+            raise
+        if answer is None:
+            code = _worker.exit_code()
+            _stop()
+            if code is not None and code >= 0 and code != _OUT_OF_MEMORY:
+                raise CheckerError(f"the math-verify worker ended with status {code}")
+            return None, f"comparison took more than {timeout_s:g} s or too much memory: {candidate[:60]!r}"
+    return answer[0], answer[1]
+
+
+def _serve() -> None:
+    """The worker's loop. SIGPROF's default action ends the process, also inside one long operation in C."""
+    import resource
+    import signal
+
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    # units=False: units are compared before; here "3m" is 3 times m
+    config = [LatexExtractionConfig(normalization_config=NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False))]
+
+    def read(text: str):  # a list of one sympy expression, or [] where the grammar fails
+        return parse(f"${text}$", config, fallback_mode="no_fallback", extraction_mode="first_match",
+                     parsing_timeout=None)
+
+    def compare(candidate: str, gold: str) -> Judgement:
+        g, c = read(gold), read(candidate)
+        if not g or not c:
+            return None, f"cannot parse {(candidate if g else gold)[:60]!r}"
+        return verify(g, c, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True), ""
+
+    out, sys.stdout = sys.stdout, sys.stderr  # nothing a library prints can be taken for an answer
+    print(json.dumps("ready"), file=out, flush=True)
+    for line in sys.stdin:
+        candidate, gold, seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            answer = compare(candidate, gold)
+        except Exception as error:  # any failure inside sympy or the parser is unknown, with its name as the reason
+            answer = None, f"math-verify failed: {type(error).__name__}"
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        kib = 1 if sys.platform == "darwin" else 1024
+        if not answer[0] and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib > MEMORY // 3:
+            os._exit(_OUT_OF_MEMORY)  # sympy swallows MemoryError and says "different"
+        print(json.dumps(answer), file=out, flush=True)

@@ -1,0 +1,309 @@
+"""Discriminative PRMs: the objective, training by transformers' Trainer, validation, save and load. Scoring itself is
+in `scoring`.
+
+Three PRMs and a baseline, by `kind`: `marker` (MM-PRM), `chat` (VisualPRM, value-based), `chat_advantage` (VisualPRM,
+advantage-based), `orm` (one label for the whole solution); `judge` is the base, asked without training.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from mmprm_lib import models
+from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
+from mmprm_lib.schema import Problem, Solution, StepLabels
+from mmprm_lib.scoring import VISION_TOWERS, Encoder, Scorer, StepHead, context_length, label_ids, vision_towers
+from mmprm_lib.steps import FORMATS, MARKER, Format
+
+
+def add_marker(model, processor, marker_init: str = "mean") -> None:
+    """Nothing: `<prm>` becomes one special token of the tokenizer and, with its rows set, of the model. Once only.
+
+    Input and output row are the mean of the existing rows, or those of the last token of the text `marker_init`. MM-PRM
+    leaves the input row random.
+    """
+    tokenizer = processor.tokenizer
+    if MARKER in tokenizer.get_vocab():
+        return
+    source = None if marker_init == "mean" else tokenizer.encode(marker_init, add_special_tokens=False)[-1]
+    n_old = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(MARKER, special=True, normalized=False)], special_tokens=True)
+    marker = tokenizer.convert_tokens_to_ids(MARKER)
+    if marker >= model.get_input_embeddings().weight.shape[0]:  # spare rows stay: many vocabularies are padded
+        model.resize_token_embeddings(marker + 1, mean_resizing=False)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        with torch.no_grad():
+            table.weight[marker] = table.weight[:n_old].float().mean(0) if source is None else table.weight[source]
+
+
+@dataclass
+class TrainedPRM:
+    """A PRM with its past: `history` is Trainer's log plus one entry per validated epoch."""
+
+    form: Format
+    model: object
+    processor: object
+    history: list[dict] = field(default_factory=list)
+    best_epoch: float | None = None
+    metrics: dict = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    n_train: int = 0
+
+    def scorer(self, batch_size: int = 256, **options) -> Scorer:
+        """A `Scorer` of this PRM."""
+        return Scorer(self.form, self.model, self.processor, batch_size, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """The folder `path` with an ordinary checkpoint, the processor and prm.json; nothing in it is pickled."""
+        path = Path(path)
+        self.model.save_pretrained(path)
+        self.processor.save_pretrained(path)
+        kept = ("form", "history", "best_epoch", "metrics", "dropped", "n_train")
+        text = json.dumps({key: value for key, value in asdict_of(self).items() if key in kept}, indent=1)
+        (path / "prm.json").write_text(text + "\n")
+        return path
+
+
+def asdict_of(prm: TrainedPRM) -> dict:
+    """The fields of a PRM as plain values; the model and the processor as they are (a deep copy would double the
+    memory).
+    """
+    return {**vars(prm), "form": asdict(prm.form)}
+
+
+def load_prm(path: str | Path, **options) -> TrainedPRM:
+    """The PRM saved at `path`; `options` go to `models.load`. FileNotFoundError if it holds no prm.json."""
+    file = Path(path) / "prm.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: {path} is no PRM saved by prm.train")
+    kept = json.loads(file.read_text())
+    form = kept.pop("form")
+    model, processor = models.load(path, **options)
+    return TrainedPRM(Format(**{**form, "labels": tuple(form["labels"])}), model, processor, **kept)
+
+
+class StepTrainer(Trainer):
+    """Trainer with the step loss; everything else is transformers'."""
+
+    loss_is_scaled_for_ga = True
+    weights: torch.Tensor | None = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The step loss of a micro-batch, divided by the labelled steps of the accumulated batch."""
+        labels = inputs.pop("labels")
+        logits = model(**inputs)
+        loss = step_loss(logits, labels, num_items_in_batch, self.weights)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
+        return (loss, logits) if return_outputs else loss
+
+
+class KeepBest(TrainerCallback):
+    """Validates after each epoch and keeps a copy of the trained parameters of the best: highest AUROC, else lowest
+    Brier score.
+    """
+
+    def __init__(self, head: StepHead, scorer: Scorer | None, validation: list[Example]):
+        self.head, self.scorer, self.validation = head, scorer, validation
+        self.best, self.rank, self.parameters = None, None, {}
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.scorer is None:
+            return
+        metrics = evaluate(self.scorer, self.validation) | {"epoch": round(state.epoch, 4), "step": state.global_step}
+        state.log_history.append(metrics)
+        rank = (metrics["auroc"] or 0.0, -metrics["brier"])
+        if self.rank is None or rank > self.rank:
+            trained = {n: p for n, p in self.head.named_parameters() if p.requires_grad}
+            self.best, self.rank = metrics, rank
+            self.parameters = {name: p.detach().to("cpu", copy=True) for name, p in trained.items()}
+
+    def restore(self) -> None:
+        """Nothing; the head has the best epoch's parameters again."""
+        with torch.no_grad():
+            for name, p in self.head.named_parameters():
+                if name in self.parameters:
+                    p.copy_(self.parameters[name])
+
+
+def evaluate(scorer: Scorer, validation: list[Example]) -> dict:
+    """`validation_metrics` of a scorer on examples, over the decisions that have something to compare with."""
+    scores = scorer.score([example.problem for example in validation], validation)
+    pairs = [
+        (p, y)
+        for line, example in zip(scores, validation, strict=True)
+        for p, y in zip(line, example.right, strict=True)
+        if y is not None
+    ]
+    return validation_metrics((p for p, _ in pairs), (y for _, y in pairs))
+
+
+def training_rows(
+    encoder: Encoder, data: Iterable[Example], train_history: str = "true"
+) -> tuple[list[dict], dict[str, int]]:
+    """Rows for Trainer, and how many records were dropped as `too_long` or `unlabelled`: never cut, so no image or
+    label is split.
+
+    `train_history` serves the chat PRMs: "true" shows the labels themselves after each step (VisualPRM), "plus" shows
+    "+" everywhere, which is what scoring will show.
+    """
+    if train_history not in ("true", "plus"):
+        raise ValueError(f"train_history is {train_history!r}: choose true or plus")
+    rows, dropped = [], Counter(too_long=0, unlabelled=0)
+    for example in data:
+        if all(y is None for y in example.labels):
+            dropped["unlabelled"] += 1
+            continue
+        history = example.history if train_history == "true" else None
+        row = encoder.encode(example.problem, example.steps, example.name, history)
+        if len(row.positions) != len(example.labels):
+            raise ValueError(f"{example.name}: {len(row.positions)} decisions for {len(example.labels)} labels")
+        if len(row.ids) > encoder.max_length:
+            dropped["too_long"] += 1
+            continue
+        rows.append({"input_ids": row.ids, "row": row, "labels": [IGNORED if y is None else y for y in example.labels]})
+    return rows, dict(dropped)
+
+
+def collate_labelled(encoder: Encoder, rows: list[dict]) -> dict[str, torch.Tensor]:
+    """`Encoder.collate` plus `labels` float32 (batch, step), padded with IGNORED."""
+    batch = encoder.collate([row["row"] for row in rows])
+    labels = torch.full(batch["positions"].shape, IGNORED)
+    for index, row in enumerate(rows):
+        labels[index, : len(row["labels"])] = torch.tensor(row["labels"])
+    return batch | {"labels": labels}
+
+
+def with_lora(model, rank: int, marker_id: int | None):
+    """A peft model around `model`: LoRA on every linear layer outside the vision tower, and the marker's embedding row
+    trained.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    towers = "|".join(VISION_TOWERS)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=rf".*({towers})\..*")
+    if marker_id is not None:
+        name = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+        config.trainable_token_indices = {name.rpartition(".")[2]: [marker_id]}
+    return get_peft_model(model, config)
+
+
+def train(
+    kind: str | Format,
+    records: Sequence[StepLabels | Solution],
+    problems: Sequence[Problem],
+    model,
+    processor,
+    output_dir: str | Path,
+    *,
+    labels: str | None = None,
+    threshold: float = 0.0,
+    balance: float | None = None,
+    lora_rank: int = 0,
+    freeze_vision: bool = True,
+    marker_init: str = "mean",
+    train_history: str = "true",
+    max_length: int | None = None,
+    seed: int = 0,
+    eval_records: Sequence[StepLabels | Solution] = (),
+    eval_problems: Sequence[Problem] | None = None,
+    **training,
+) -> TrainedPRM:
+    """A PRM trained from the weights of `model` (changed in place), saved in `output_dir` at its best epoch.
+
+    `labels`: "soft" or "hard" (mc_score > `threshold`); by default soft for the marker PRM and the ORM, hard for the
+    chat PRMs, as published. `lora_rank` 0 trains all weights, else LoRA, merged at the end. `freeze_vision` keeps the
+    vision tower as it is (both papers). Without `eval_records` the last epoch is kept. `eval_problems` defaults to
+    `problems`. `balance` is for `class_weights`, `train_history` for `training_rows`, the rest for `training_arguments`.
+    """
+    form = FORMATS[kind] if isinstance(kind, str) else kind
+    labels = labels or ("hard" if form.kind.startswith("chat") else "soft")
+    arguments = training_arguments(output_dir, seed=seed, use_cpu=model.device.type == "cpu", **training)
+    torch.manual_seed(seed)  # peft draws its matrices
+    if form.marker == MARKER:
+        add_marker(model, processor, marker_init)
+    data = examples(form, records, problems, labels, threshold)
+    validation = examples(form, eval_records, eval_problems or problems, labels, threshold)
+    encoder = Encoder(form, processor, max_length or context_length(model))
+    rows, dropped = training_rows(encoder, data, train_history)
+    if not rows:
+        raise ValueError(f"none of {len(data)} records can be trained on: {dropped}")
+    head = _head(form, model, processor, lora_rank, freeze_vision, encoder.marker_id)
+    keeper = KeepBest(head, _validator(form, head, processor, max_length) if validation else None, validation)
+    collate = partial(collate_labelled, encoder)
+    trainer = StepTrainer(head, arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper])
+    trainer.weights = class_weights((y for r in rows for y in r["labels"] if y != IGNORED), len(form.labels), balance)
+    trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
+    trainer.train()
+    keeper.restore()
+    trained = head.vlm.merge_and_unload() if lora_rank else model
+    best = keeper.best or {}
+    prm = TrainedPRM(
+        form, trained.eval(), processor, trainer.state.log_history, best.get("epoch"), best, dropped, n_train=len(rows)
+    )
+    if trainer.is_world_process_zero():
+        prm.save(output_dir)
+    return prm
+
+
+def training_arguments(
+    output_dir: str | Path,
+    *,
+    learning_rate: float = 1.0e-4,
+    epochs: float = 1.0,
+    batch_size: int = 32,
+    gradient_accumulation: int = 1,
+    warmup_share: float = 0.05,
+    weight_decay: float = 0.05,
+    bf16: bool = False,
+    seed: int = 0,
+    use_cpu: bool = False,
+) -> TrainingArguments:
+    """Trainer's arguments: AdamW, linear warm-up over `warmup_share` of the updates, then cosine to 0, as both papers.
+
+    VisualPRM warms up over 5 %, MM-PRM over 3 %; weight decay is 0.05 in both; their learning rates are 1e-5 and 4e-6.
+    `batch_size` is per device and before accumulation.
+    """
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation,
+        warmup_steps=warmup_share,  # a share where below 1
+        weight_decay=weight_decay,
+        lr_scheduler_type="cosine",
+        bf16=bf16,
+        seed=seed,
+        use_cpu=use_cpu,
+        save_strategy="no",  # Trainer's own checkpoints hold pickles; KeepBest keeps the best epoch
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        logging_steps=10,
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def _head(form: Format, model, processor, lora_rank: int, freeze_vision: bool, marker_id: int | None) -> StepHead:
+    """The module to train, with what is frozen frozen."""
+    towers = vision_towers(model) if freeze_vision else []
+    for tower in towers:
+        tower.requires_grad_(False)
+    words = label_ids(form, processor.tokenizer)
+    return StepHead(with_lora(model, lora_rank, marker_id) if lora_rank else model, words, towers).to(model.device)
+
+
+def _validator(form: Format, head: StepHead, processor, max_length: int | None) -> Scorer:
+    """A scorer of the module in training: the same template, the same forward pass."""
+    vlm = head.vlm.get_base_model() if hasattr(head.vlm, "get_base_model") else head.vlm
+    scorer = Scorer(form, vlm, processor, max_length=max_length)
+    scorer.head = head
+    return scorer

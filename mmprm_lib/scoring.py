@@ -1,0 +1,347 @@
+"""How a discriminative PRM reads a solution: records to tensors, one forward pass for all steps, step scores. Used by
+`prm`.
+
+All candidates of a problem share one image encoding, and the vocabulary head is read at the decisions' positions and at
+the label words' rows only (MM-PRM computes the whole vocabulary at every position and encodes the image once per
+candidate).
+"""
+
+import hashlib
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from mmprm_lib.data import open_image
+from mmprm_lib.schema import Problem, Scores, fingerprint
+from mmprm_lib.steps import FORMATS, MARKER, TEMPLATES, Format
+
+TEMPLATE_VERSION = 1  # raise it when a template's text changes: it is part of every fingerprint
+VISION_TOWERS = (
+    "vision_tower",
+    "visual",
+    "vision_model",
+)  # what transformers calls it in the models of the Auto classes
+CACHE_BYTES = 512 << 20  # image tensors kept; 3,400 of the embedded world's, some 30 of a tiled page
+
+
+class Prompt(NamedTuple):
+    """A tokenised prompt: token ids, other per-token rows that the model wants, and the image tensors."""
+
+    ids: list[int]
+    rows: dict[str, list[int]]
+    images: dict[str, torch.Tensor]
+
+
+class Encoded(NamedTuple):
+    """One record as tokens: `positions[i]` is the token at which decision i is read; `text` is its prompt."""
+
+    ids: list[int]
+    positions: list[int]
+    problem: Problem
+    text: str
+
+
+def label_ids(form: Format, tokenizer) -> list[int]:
+    """The token id of each label word of `form`, in its order.
+
+    A tokenizer may know "Yes" as one token or only " Yes": the words are tried as written, then with the leading space
+    added or removed. Raises ValueError if neither makes every word one token.
+    """
+    toggled = tuple(word[1:] if word.startswith(" ") else " " + word for word in form.labels)
+    for words in (form.labels, toggled):
+        ids = [tokenizer.encode(word, add_special_tokens=False) for word in words]
+        if all(len(i) == 1 and i[0] != tokenizer.unk_token_id for i in ids) and len({i[0] for i in ids}) == len(ids):
+            return [i[0] for i in ids]
+    raise ValueError(
+        f"no single tokens for the labels {form.labels} of the {form.kind} PRM: set Format.labels to words that are"
+    )
+
+
+class Encoder:
+    """Records to token ids and batches to tensors; the prompt and the image of a problem are processed once while
+    cached.
+    """
+
+    def __init__(self, form: Format, processor, max_length: int):
+        self.form, self.processor, self.max_length = form, processor, max_length
+        self.tokenizer = processor.tokenizer
+        self.marker_id = self.tokenizer.convert_tokens_to_ids(MARKER) if form.marker == MARKER else None
+        if form.marker == MARKER and MARKER not in self.tokenizer.get_vocab():
+            raise ValueError(
+                f"the tokenizer has no {MARKER} token: this is no trained {form.kind} PRM, train one or load one"
+            )
+        self.prompts: OrderedDict[tuple, Prompt] = OrderedDict()
+        self.n_bytes = 0
+
+    def prompt(self, problem: Problem, text: str) -> Prompt:
+        """The tokenised prompt of a problem with its image; the least recently used is forgotten."""
+        key = (problem.problem_id, problem.image_sha256, text)
+        if key not in self.prompts:
+            features = self.processor(
+                text=[text], images=[open_image(problem)], return_tensors="pt", add_special_tokens=False
+            )
+            shape = features["input_ids"].shape
+            rows = {k: v[0].tolist() for k, v in features.items() if v.shape == shape and k != "attention_mask"}
+            images = {k: v for k, v in features.items() if v.shape != shape}
+            self.prompts[key] = Prompt(rows.pop("input_ids"), rows, images)
+            self.n_bytes += sum(image.nbytes for image in images.values())
+            while self.n_bytes > CACHE_BYTES and len(self.prompts) > 1:
+                self.n_bytes -= sum(image.nbytes for image in self.prompts.popitem(last=False)[1].images.values())
+        self.prompts.move_to_end(key)
+        return self.prompts[key]
+
+    def encode(self, problem: Problem, steps: list[str], name: str, history: list[str] | None = None) -> Encoded:
+        """Tokens and decision positions of one solution. ValueError naming `name` if markers and decisions disagree in
+        number.
+        """
+        extra = {"history": history} if self.form.kind.startswith("chat") else {}
+        layout = TEMPLATES[self.form.kind](problem, steps, self.processor, self.form, **extra)
+        prompt = self.prompt(problem, layout.prompt)
+        pieces = self.tokenizer(layout.pieces, add_special_tokens=False)["input_ids"] if layout.pieces else []
+        ids, positions = list(prompt.ids), []
+        for piece in pieces:
+            ids += piece
+            positions.append(len(ids) - 1)
+        expected = 1 if self.form.kind == "orm" and steps else len(steps)
+        found = len(positions) if self.marker_id is None else ids.count(self.marker_id)
+        if found != expected or len(set(positions)) != expected:
+            raise ValueError(f"{name}: {found} decisions after tokenising for {expected} labels: check the steps' text")
+        return Encoded(ids, positions, problem, layout.prompt)
+
+    def collate(self, rows: Sequence[Encoded], share_images: bool = False) -> dict[str, torch.Tensor]:
+        """Right-padded tensors: `input_ids`, `attention_mask` (batch, token), `positions` (batch, step; padding 0),
+        image tensors.
+
+        With `share_images` an image that several rows show is kept once and `image_of` (batch,) says which is whose.
+        """
+        length, pad = max(len(row.ids) for row in rows), self.tokenizer.pad_token_id or 0
+        batch = {
+            "input_ids": _padded([row.ids for row in rows], length, pad),
+            "attention_mask": _padded([[1] * len(row.ids) for row in rows], length, 0),
+            "positions": _padded([row.positions for row in rows], max(1, max(len(row.positions) for row in rows)), 0),
+        }
+        prompts = [self.prompt(row.problem, row.text) for row in rows]
+        for key in prompts[0].rows:  # e.g. mm_token_type_ids: everything after the prompt is text, type 0
+            batch[key] = _padded([prompt.rows[key] for prompt in prompts], length, 0)
+        unique = list({id(prompt): prompt for prompt in prompts}.values()) if share_images else prompts
+        for key in unique[0].images:
+            batch[key] = torch.cat([prompt.images[key] for prompt in unique])
+        if share_images:
+            place = {id(prompt): index for index, prompt in enumerate(unique)}
+            batch["image_of"] = torch.tensor([place[id(prompt)] for prompt in prompts])
+        return batch
+
+
+def _padded(lists: Iterable[Sequence[int]], width: int, value: int) -> torch.Tensor:
+    return torch.tensor([[*values, *[value] * (width - len(values))] for values in lists])
+
+
+class StepHead(nn.Module):
+    """A VLM whose forward pass returns the label words' logits at the decisions: float32 (batch, step, label).
+
+    A module of its own, so that Trainer (and DDP around it) calls it as it would call any model. `frozen` modules stay
+    in evaluation mode while the rest trains: stochastic depth must not act in a tower that cannot learn from it.
+    """
+
+    accepts_loss_kwargs = True  # makes Trainer count the labelled steps of the whole accumulated batch
+
+    def __init__(self, vlm, labels: list[int], frozen: Sequence[nn.Module] = ()):
+        super().__init__()
+        self.vlm, self.frozen = vlm, tuple(frozen)
+        self.register_buffer("labels", torch.tensor(labels), persistent=False)
+
+    def train(self, mode: bool = True):
+        """Self, in training or evaluation mode; frozen parts are always in the latter."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def forward(self, positions, image_of=None, **inputs) -> torch.Tensor:
+        vlm = (
+            self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
+        )  # a peft model hooks its layers in place
+        if image_of is not None:
+            inputs |= _shared_features(vlm, inputs, image_of)
+        hidden = vlm.base_model(**inputs, use_cache=False).last_hidden_state  # (batch, token, width)
+        at = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))  # (batch, step, width)
+        head = vlm.get_output_embeddings()
+        head = getattr(head, "base_layer", head)
+        bias = None if getattr(head, "bias", None) is None else head.bias[self.labels]
+        return nn.functional.linear(at, head.weight[self.labels], bias).float()
+
+
+def shares_images(vlm) -> bool:
+    """Whether the model takes encoded images (one feature tensor per image) in place of pixels."""
+    return "mm_encoder_outputs" in inspect.signature(vlm.base_model.forward).parameters and hasattr(
+        vlm, "get_image_features"
+    )
+
+
+def _shared_features(vlm, inputs: dict, image_of: torch.Tensor) -> dict:
+    """The model's argument for images that are encoded already, one per row; the pixel tensors are taken out of
+    `inputs`.
+    """
+    names = [key for key in inputs if key == "pixel_values" or key.startswith("image_")]
+    features = vlm.get_image_features(**{key: inputs.pop(key) for key in names}, return_dict=True).pooler_output
+    rows = [features[index] for index in image_of.tolist()]
+    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=rows)}}
+
+
+def vision_towers(vlm) -> list[nn.Module]:
+    """The vision encoder(s) of a model of the Auto classes; the projector is not among them."""
+    names = [(name, module) for name, module in vlm.named_modules() if name.rpartition(".")[2] in VISION_TOWERS]
+    outer = [m for name, m in names if not any(name.startswith(other + ".") for other, _ in names)]
+    if not outer:
+        raise ValueError(
+            f"no vision tower in {type(vlm).__name__}: none of its modules is called {', '.join(VISION_TOWERS)}"
+        )
+    return outer
+
+
+def context_length(model) -> int:
+    """The longest input of the model in tokens, as its configuration states it."""
+    config = getattr(model.config, "text_config", model.config)
+    return getattr(config, "max_position_embeddings", 1 << 20)
+
+
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Step scores in [0, 1] from label logits (..., 2 or 3): P(right) among the label words.
+
+    With two words this is sigmoid(z_right - z_wrong). With three (advantage) VisualPRM scores P(+) - P(-) in [-1, 1];
+    here it is moved to [0, 1], which is P(+) + P(=) / 2 and keeps every order.
+    """
+    p = logits.float().softmax(-1)
+    return p[..., 0] + (p[..., 2] / 2 if p.shape[-1] == 3 else 0.0)
+
+
+class Scorer:
+    """Step scores of solutions by one PRM: `kind` is a name of FORMATS, or a Format.
+
+    `batch_size` is the most solutions, `batch_tokens` the most tokens (padding included) of one forward pass. `history`
+    serves the chat PRMs: "plus" shows "+" after every step (VisualPRM, one pass); "predicted" shows the PRM's own
+    earlier verdicts, at the price of one pass per step.
+    """
+
+    def __init__(
+        self,
+        kind: str | Format,
+        model,
+        processor,
+        batch_size: int = 256,
+        *,
+        batch_tokens: int = 32768,
+        history: str = "plus",
+        max_length: int | None = None,
+        name: str | None = None,
+    ):
+        if history not in ("plus", "predicted"):
+            raise ValueError(f"history is {history!r}: choose plus or predicted")
+        self.form = FORMATS[kind] if isinstance(kind, str) else kind
+        self.head = StepHead(model, label_ids(self.form, processor.tokenizer))
+        self.head.to(model.device)
+        self.batch_size, self.batch_tokens, self.history = batch_size, batch_tokens, history
+        self.encoder = Encoder(self.form, processor, max_length or context_length(model))
+        self.name = name or self.form.kind
+        self.share_images = shares_images(model)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over weights, format, tokenizer, image processing and history: what a score depends on."""
+        digest = hashlib.sha256()
+        for key, tensor in self.head.vlm.state_dict().items():
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(
+                tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+            )
+        processor = self.encoder.processor
+        texts = [
+            self.encoder.tokenizer.backend_tokenizer.to_str(),
+            str(processor.chat_template),
+            processor.image_processor.to_json_string(),
+        ]
+        return fingerprint([TEMPLATE_VERSION, asdict(self.form), digest.hexdigest(), texts, self.history])
+
+    def score(self, problems: Problem | Iterable[Problem], solutions: Sequence) -> list[np.ndarray]:
+        """One float32 array per solution (records with `solution_id`, `problem_id` and `steps`), one score in [0, 1]
+        per step.
+
+        An ORM gives one score per solution. A solution without steps gets an empty array. ValueError naming the record
+        if it is longer than the model's context, or its problem is not among `problems`.
+        """
+        problems = {p.problem_id: p for p in ([problems] if isinstance(problems, Problem) else problems)}
+        for solution in solutions:
+            if solution.problem_id not in problems:
+                raise ValueError(
+                    f"{solution.solution_id}: problem {solution.problem_id!r} is not among the {len(problems)} given"
+                )
+        rounds = max((len(s.steps) for s in solutions), default=0) if self._predicts else 1
+        scores: list[np.ndarray] = []
+        for index in range(rounds):  # round t settles the verdict shown after step t
+            histories = [self._shown(s.steps, scores[i][:index] if scores else []) for i, s in enumerate(solutions)]
+            scores = self._pass(problems, solutions, histories)
+        return scores or [np.zeros(0, np.float32) for _ in solutions]
+
+    @property
+    def _predicts(self) -> bool:
+        return self.history == "predicted" and self.form.kind.startswith("chat")
+
+    def _shown(self, steps: list[str], settled: Sequence[float]) -> list[str]:
+        right, wrong = self.form.labels[:2]
+        return [wrong if i < len(settled) and settled[i] <= 0.5 else right for i in range(len(steps))]
+
+    def score_records(self, problems: Iterable[Problem], solutions: Sequence, chunk: int = 4096) -> Iterator[Scores]:
+        """`Scores` records in the order of `solutions`, made `chunk` solutions at a time."""
+        problems = list(problems)
+        for start in range(0, len(solutions), chunk):
+            part = solutions[start : start + chunk]
+            for solution, scores in zip(part, self.score(problems, part), strict=True):
+                yield Scores(solution_id=solution.solution_id, prm=self.name, step_scores=[float(s) for s in scores])
+
+    def _pass(self, problems: dict[str, Problem], solutions: Sequence, histories: list[list[str]]) -> list[np.ndarray]:
+        order = sorted(range(len(solutions)), key=lambda i: (solutions[i].problem_id, i))
+        self.head.eval()
+        scores: list[np.ndarray] = [np.zeros(0, np.float32)] * len(solutions)
+        encoded = {}
+        for i in order:
+            encoded[i] = self.encoder.encode(
+                problems[solutions[i].problem_id], solutions[i].steps, solutions[i].solution_id, histories[i]
+            )
+            if len(encoded[i].ids) > self.encoder.max_length:
+                raise ValueError(
+                    f"{solutions[i].solution_id}: {len(encoded[i].ids)} tokens, but the model takes "
+                    f"{self.encoder.max_length}: leave it out or shorten it"
+                )
+        for group in self._batches([i for i in order if encoded[i].positions], encoded, solutions):
+            rows = [encoded[i] for i in group]
+            batch = {k: v.to(self.head.labels.device) for k, v in self.encoder.collate(rows, self.share_images).items()}
+            with torch.inference_mode():
+                p = probabilities(self.head(**batch)).cpu().numpy()
+            for i, row, line in zip(group, rows, p, strict=True):
+                scores[i] = line[: len(row.positions)].astype(np.float32)
+        return scores
+
+    def _batches(self, order: list[int], encoded: dict[int, Encoded], solutions: Sequence) -> Iterator[list[int]]:
+        """Groups of about equal length within the token budget; the candidates of a problem stay side by side."""
+        longest: dict[str, int] = {}
+        for i in order:
+            longest[solutions[i].problem_id] = max(longest.get(solutions[i].problem_id, 0), len(encoded[i].ids))
+        order = sorted(
+            order, key=lambda i: (longest[solutions[i].problem_id], solutions[i].problem_id, len(encoded[i].ids), i)
+        )
+        group, width = [], 0
+        for i in order:
+            new = max(width, len(encoded[i].ids))
+            if group and (len(group) == self.batch_size or new * (len(group) + 1) > self.batch_tokens):
+                yield group
+                group, new = [], len(encoded[i].ids)
+            group, width = [*group, i], new
+        if group:
+            yield group

@@ -1,0 +1,205 @@
+"""Steps of a solution as text: split, join, prefixes, and the templates that training and scoring share.
+
+A template returns a `Layout`: the prompt (with the image placeholder) and one piece of text per decision. A piece ends
+exactly where its decision is read, so the decision position is the last token of the piece, whatever the tokenizer.
+Training and scoring call the same function; nothing else in the library writes PRM text.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from mmprm_lib.schema import Problem
+
+STEP_SEPARATOR = "\n\n"
+MARKER = "<prm>"
+JUDGE_MARKER = " True?"  # the statement-judging form that the embedded base is pre-trained on
+JUDGE_INSTRUCTION = "\nJudge each statement."
+CHAT_SYSTEM = "Is the solution right so far? Answer + or -."  # short: the embedded model's context is small
+ADVANTAGE_SYSTEM = "Did the last step help? Answer +, = or -."
+TAGGED = re.compile(r"<(step|answer)>(.*?)</\1>", re.DOTALL)
+BLANK_LINES = re.compile(r"\n\s*\n")
+SENTINEL = (
+    "\u2402{}\u2402"  # stands for a step while the chat template is rendered once; visible, so no template strips it
+)
+
+
+def split(text: str, max_steps: int | None = None, keep_empty: bool = False) -> list[str]:
+    """The steps of a solution text.
+
+    Text with `<step>...</step>` or `<answer>...</answer>` is cut at the tags (MM-PRM: bodies stripped, an unclosed last
+    tag dropped, text between tags ignored; a blank line inside a body becomes a newline, so that `split(join(steps)) ==
+    steps`). Any other text is cut at "\\n\\n" and nothing is stripped (VisualPRM, section 1.1 of its released code).
+    With `max_steps`, neighbours are merged in groups of ceil(n / max_steps), so 12 -> 12, 13 -> 7, 14 -> 7, 20 -> 10,
+    25 -> 9 at 12. Difference from VisualPRM: blank segments are dropped unless `keep_empty`, because an empty step can
+    be neither judged nor corrected; and empty text has no step, where "".split gives one.
+    """
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}: give at least 1, or None for no limit")
+    if not text:
+        return []
+    bodies = [BLANK_LINES.sub("\n", match[2].strip()) for match in TAGGED.finditer(text)]
+    steps = bodies or text.split(STEP_SEPARATOR)
+    if not keep_empty:
+        steps = [step for step in steps if step.strip()]
+    if max_steps is None:
+        return steps
+    size = max(1, math.ceil(len(steps) / max_steps))
+    return [join(steps[start : start + size]) for start in range(0, len(steps), size)]
+
+
+def join(steps: list[str]) -> str:
+    """The solution text of `steps`: joined by "\\n\\n", nothing before or after."""
+    return STEP_SEPARATOR.join(steps)
+
+
+def prefix_text(steps: list[str]) -> str:
+    """The text a rollout continues inside the assistant turn: "" or the steps with a separator after the last one.
+
+    Difference from VisualPRM, whose prefix ends without "\\n\\n": a policy may then go on writing the step that was to
+    be labelled. Not neutralised; pass steps of a model or a user through `neutralise` first.
+    """
+    return join(steps) + STEP_SEPARATOR if steps else ""
+
+
+def special_strings(tokenizer) -> tuple[str, ...]:
+    """The texts that `tokenizer` (or a processor around one) turns into special tokens, longest first."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    words = set(inner.all_special_tokens) | {str(t) for t in inner.added_tokens_decoder.values() if t.special}
+    words |= {getattr(tokenizer, name, None) for name in ("image_token", "video_token")}
+    return tuple(sorted((w for w in words if isinstance(w, str) and len(w) > 1), key=lambda w: (-len(w), w)))
+
+
+@lru_cache(maxsize=32)
+def _special_pattern(words: tuple[str, ...]) -> re.Pattern:
+    # a look-ahead finds overlapping spellings too: every first character gets its space
+    return re.compile("(?=" + "|".join(map(re.escape, words)) + ")(.)", re.DOTALL)
+
+
+def neutralise(text: str, tokenizer) -> str:
+    """`text` with a space after the first character of whatever would become a special token: `<image>` -> `< image>`.
+
+    Text without such a spelling comes back unchanged, so a second pass changes nothing. `tokenizer` may be a processor.
+    """
+    words = special_strings(tokenizer)
+    return _special_pattern(words).sub(r"\1 ", text) if words else text
+
+
+def question_text(problem: Problem) -> str:
+    """The question, with a line "(A) x (B) y ..." under it if the problem has choices."""
+    if not problem.choices:
+        return problem.question
+    options = " ".join(f"({chr(ord('A') + index)}) {choice}" for index, choice in enumerate(problem.choices))
+    return f"{problem.question}\n{options}"
+
+
+def policy_prompt(problem: Problem, processor) -> str:
+    """The chat text up to the open assistant turn: one user turn with the image and `question_text`, neutralised."""
+    return _user_prompt(problem, processor)
+
+
+def _user_prompt(problem: Problem, processor, instruction: str = "") -> str:
+    text = neutralise(question_text(problem) + instruction, processor)
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    return processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+
+
+class Layout(NamedTuple):
+    """A PRM input as text: `prompt` with the image placeholder, then `pieces`, each ending at one decision."""
+
+    prompt: str
+    pieces: list[str]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a PRM sees a solution: the template's kind, its texts, and the words whose logits are compared."""
+
+    kind: str  # marker, orm, judge, chat or chat_advantage
+    marker: str = ""  # text after each step (marker kinds); MARKER is added to the tokenizer as one special token
+    instruction: str = ""  # text after the question in the user turn
+    system: str = ""  # system turn (chat kinds); "" for none
+    labels: tuple[str, ...] = ("Yes", "No")  # right first, wrong second, neutral third
+
+
+FORMATS = {
+    "marker": Format("marker", marker=MARKER),
+    "orm": Format("orm", marker=MARKER),
+    "judge": Format("judge", marker=JUDGE_MARKER, instruction=JUDGE_INSTRUCTION),
+    "chat": Format("chat", system=CHAT_SYSTEM, labels=("+", "-")),
+    "chat_advantage": Format("chat_advantage", system=ADVANTAGE_SYSTEM, labels=("+", "-", "=")),
+}
+
+
+def marker_template(problem: Problem, steps: list[str], processor, form: Format = FORMATS["marker"]) -> Layout:
+    """The policy's own prompt, then `s1<prm>\\n\\ns2<prm>...` in the assistant turn; a decision at every marker.
+
+    MM-PRM (section 3.1) puts image, question and steps all into the assistant turn after an empty user turn, and closes
+    the turn. Here the user turn is what the policy saw, because the PRM starts from the policy's weights, and the text
+    ends at the last marker, after which nothing can change a score.
+    """
+    texts = [neutralise(step, processor) + form.marker for step in steps]
+    pieces = [(STEP_SEPARATOR if index else "") + text for index, text in enumerate(texts)]
+    return Layout(_user_prompt(problem, processor, form.instruction), pieces)
+
+
+def orm_template(problem: Problem, steps: list[str], processor, form: Format = FORMATS["orm"]) -> Layout:
+    """As `marker_template`, with one marker after the whole solution (none for an empty solution)."""
+    return marker_template(problem, [join(steps)] if steps else [], processor, form)
+
+
+def judge_template(problem: Problem, steps: list[str], processor, form: Format = FORMATS["judge"]) -> Layout:
+    """As `marker_template`, asked of an untrained base: ordinary words take the marker's place."""
+    return marker_template(problem, steps, processor, form)
+
+
+def chat_template(
+    problem: Problem, steps: list[str], processor, form: Format = FORMATS["chat"], history: list[str] | None = None
+) -> Layout:
+    """The multi-turn layout of VisualPRM (section 2.3): one user turn per step, answered by a label; a decision at each
+    answer.
+
+    `history[i]` is the answer shown after step i (default: "+" everywhere, as VisualPRM scores); the last one is never
+    seen. The system turn is this project's own wording. The image stands where the chat template of the model puts it,
+    normally after "### Question:".
+    """
+    history = [form.labels[0]] * len(steps) if history is None else history
+    if len(history) != len(steps):
+        raise ValueError(f"{problem.problem_id}: {len(history)} labels in the history of {len(steps)} steps")
+    question = neutralise(question_text(problem) + form.instruction, processor)
+    prompt, reply, turn = _chat_parts(processor, form.system, question)
+    pieces = [neutralise(step, processor) + reply for step in steps]
+    for index in range(1, len(pieces)):
+        pieces[index] = history[index - 1] + turn + pieces[index]
+    return Layout(prompt, pieces)
+
+
+def _chat_parts(processor, system: str, question: str) -> tuple[str, str, str]:
+    """Prompt up to the first step; text from a step to its answer; text from an answer to the next step.
+
+    Rendered from the model's own chat template with stand-ins, instead of once per prefix, which would be quadratic.
+    """
+    first, answer, second = (SENTINEL.format(index) for index in range(3))
+    opening = [{"type": "text", "text": "### Question:\n"}, {"type": "image"}]
+    opening.append({"type": "text", "text": f"\n{question}\n\n### Solution Process:\n{first}"})
+    turns = [("system", system)] * bool(system) + [("user", opening), ("assistant", answer), ("user", second)]
+    messages = [{"role": r, "content": [{"type": "text", "text": c}] if isinstance(c, str) else c} for r, c in turns]
+    rendered = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    cuts = [rendered.find(mark) for mark in (first, answer, second)]
+    reply = rendered[cuts[0] + len(first) : cuts[1]]
+    if min(cuts) < 0 or cuts != sorted(cuts) or rendered[cuts[2] + len(second) :] != reply:
+        raise ValueError(
+            "the chat template of this processor does not repeat its turns: use the marker PRM with this model"
+        )
+    return rendered[: cuts[0]], reply, rendered[cuts[1] + len(answer) : cuts[2]]
+
+
+TEMPLATES = {
+    "marker": marker_template,
+    "orm": orm_template,
+    "judge": judge_template,
+    "chat": chat_template,
+    "chat_advantage": chat_template,
+}

@@ -1,0 +1,60 @@
+"""Toy doubles: problems without images and generators without models, whose every answer is known beforehand."""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+from mmprm_lib.decoding import uniforms
+from mmprm_lib.generation import Completion, Request, Sampling
+from mmprm_lib.schema import Problem, Solution
+
+
+def problem(name: str = "p0", answer: str = "12", **fields) -> Problem:
+    """A number problem whose image is never opened."""
+    values = dict(question="How many?", image="none.png", image_sha256="0" * 64, answer_type="number", source="toy", split="test")
+    return Problem(problem_id=name, answer=answer, **(values | fields))
+
+
+def solution(name: str = "p0/s0", steps: tuple[str, ...] = ("one", "two", "Answer: 12"), **fields) -> Solution:
+    """A correct three-step solution of `problem()`."""
+    values = dict(problem_id=name.split("/")[0], answer="12", verdict="correct", policy="toy", seed=0, n_tokens=9, finish_reason="stop")
+    return Solution(solution_id=name, steps=list(steps), **(values | fields))
+
+
+def say(text: str, finish_reason: str = "stop", error: str = "") -> Completion:
+    """A completion of one token per word, and one for the end."""
+    return Completion(text, len(text.split()) + 1, finish_reason, error)
+
+
+class ToyGenerator:
+    """Answers sample i of a request with `script(request, i, sampling)`. Reads `window` requests at a time and gives them back in reverse.
+
+    `kill_after`: the process kills itself, as by `kill -9`, before it gives back request number so and so.
+    """
+
+    name = "toy"
+
+    def __init__(self, script: Callable[[Request, int, Sampling], Completion], window: int = 3, kill_after: int | None = None) -> None:
+        self.script, self.window, self.kill_after = script, window, kill_after
+        self.fingerprint = "toy-weights"
+        self.n_generated_tokens = self.n_read = self.n_given = 0
+
+    def sample(self, requests: Iterable[Request], n: int, sampling: Sampling) -> Iterator[tuple[Request, list[Completion]]]:
+        requests = iter(requests)
+        while window := list(islice(requests, self.window)):
+            self.n_read += len(window)
+            for request in reversed(window):
+                if self.n_given == self.kill_after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                completions = [self.script(request, i, sampling) for i in range(n)]
+                self.n_generated_tokens += sum(c.n_tokens for c in completions)
+                self.n_given += 1
+                yield request, completions
+
+
+def coin_policy(request: Request, sample: int, sampling: Sampling) -> Completion:
+    """Right or wrong by the request's own random numbers, as a seeded policy is; writes two steps and an answer from the start."""
+    right = uniforms(sampling.seed, request.seed_key, sample, 1)[0] < 0.5
+    answer = f"Answer: {request.problem.answer if right else 'none of 99'}"
+    return say(answer if request.prefix else f"one\n\ntwo\n\n{answer}")

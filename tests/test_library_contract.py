@@ -1,0 +1,118 @@
+"""What every module of the library must keep to; static, nothing is run."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from mmprm_lib import provenance
+from tests.conftest import REPOSITORY
+
+MODULES = sorted((REPOSITORY / "mmprm_lib").rglob("*.py"))
+FLOORS = [
+    {"schema", "parameters", "provenance", "run", "runner", "stats"},
+    {"world", "answers", "steps"},
+    {"data", "models"},
+    {"generation"},
+    {"labeling", "prm", "critique"},
+    {"selection", "benchmark"},
+    {"plots"},
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+every_module = pytest.mark.parametrize(
+    "path", MODULES, ids=lambda p: p.relative_to(REPOSITORY / "mmprm_lib").as_posix()
+)
+
+
+def top(path: Path) -> str:
+    """The name of a module, or of the subpackage that it lies in."""
+    return path.relative_to(REPOSITORY / "mmprm_lib").with_suffix("").parts[0]
+
+
+def needs(path: Path) -> set[str]:
+    """The modules that a module needs, itself or through others."""
+    names = provenance.library_hashes(path.read_text(encoding="utf-8"), REPOSITORY / "mmprm_lib")
+    return {Path(name).with_suffix("").parts[0] for name in names} - {"assets", "__init__"}
+
+
+@every_module
+def test_imports_run_one_way(path):
+    if top(path) in FLOOR:
+        above = {name for name in needs(path) if FLOOR.get(name, 0) > FLOOR[top(path)]}
+        assert not above, f"{top(path)} needs {above}, which stand above it"
+
+
+def test_no_module_needs_itself():
+    inner = {path: needs(path) for path in MODULES if path.parent == REPOSITORY / "mmprm_lib"}
+    assert [path.stem for path, names in inner.items() if path.stem in names] == []
+
+
+@every_module
+def test_a_module_is_read_in_one_sitting(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 350, f"{len(lines)} lines"
+    assert max(map(len, lines), default=0) <= 120, [n for n, line in enumerate(lines, 1) if len(line) > 120]
+
+
+@every_module
+def test_functions_are_short_typed_and_described(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "the module says not what it is"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 40 + len((ast.get_docstring(node) or "").splitlines()), f"{node.name} has {length} lines"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            assert node.returns is not None, f"{node.name} does not say what it returns"
+
+
+@every_module
+def test_no_error_is_swallowed(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: a bare except"
+            broad = isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+            inside = [inner for statement in node.body for inner in ast.walk(statement)]
+            told = any(isinstance(inner, ast.Name) and inner.id == node.name for inner in inside)
+            raised = any(isinstance(inner, ast.Raise) for inner in inside)
+            assert not broad or told or raised, f"line {node.lineno}: an error of any kind is dropped"
+
+
+@every_module
+def test_nothing_read_from_a_file_is_executed(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name.split(".")[0] for alias in node.names} | {
+                (getattr(node, "module", "") or "").split(".")[0]
+            }
+            assert not names & PICKLES, f"line {node.lineno}: {names & PICKLES}"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "compile", "yaml.load", "yaml.unsafe_load"), (
+                f"line {node.lineno}: {called}"
+            )
+            unsafe = called in ("torch.load", "np.load") and not any(k.arg == "weights_only" for k in node.keywords)
+            assert not (called == "torch.load" and unsafe), f"line {node.lineno}: torch.load without weights_only"
+            allowed = [k for k in node.keywords if k.arg in ("allow_pickle", "trust_remote_code")]
+            assert not any(getattr(k.value, "value", None) is True for k in allowed), (
+                f"line {node.lineno}: runs foreign code"
+            )
+
+
+@every_module
+def test_there_is_no_smoke_mode_and_no_machine_path(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert node.value != "smoke", f"line {node.lineno}: the parameters differ, never the code"
+            assert not node.value.startswith(("/home/", "/root/", "/work/", "/Users/")), (
+                f"line {node.lineno}: {node.value}"
+            )
+            spoilt = len(node.value) > 1 and {"\b", "\f", "\a", "\v"} & set(node.value)
+            assert not spoilt, f"line {node.lineno}: a control character in a text; the r of r'' is missing"

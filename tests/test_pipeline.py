@@ -1,0 +1,110 @@
+"""The whole chain on params/smoke through papermill; then again, skipping all; then nbval over prepared copies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import papermill
+import pytest
+
+from mmprm_lib import runner
+from tests.conftest import REPOSITORY, write_notebook
+
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
+SANITIZE = Path(__file__).parent / "nbval_sanitize.cfg"
+every_notebook = pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
+
+
+def call(*arguments: object, results: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The finished process of `python ...` in the repository, its output as one text."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    if results is not None:
+        environment["MMPRM_RESULTS"] = str(results)
+    command = [sys.executable, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, text=True, check=False, **pipes)
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results root after one run of the smoke profile; the tests fail with the runner's words if it failed."""
+    root = tmp_path_factory.mktemp("results")
+    done = call("-m", "mmprm_lib.runner", "--profile", "smoke", results=root)
+    assert done.returncode == 0, done.stdout
+    return root
+
+
+def vouched(results: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Why each stage would have to run, by name; empty texts where its manifest vouches."""
+    monkeypatch.setenv("MMPRM_RESULTS", str(results))
+    return {stage.name: runner.why_run(stage) for stage in runner.plan("smoke")[0]}
+
+
+@every_notebook
+def test_a_notebook_runs_and_its_manifest_vouches(name, results, monkeypatch):
+    assert vouched(results, monkeypatch)[name] == ""
+    folder = results / "smoke" / name
+    text = (folder / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert str(REPOSITORY) not in text and str(results) not in text
+    outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    noise = ["".join(output["text"])[:300] for output in outputs if output.get("name") == "stderr"]
+    assert noise == [], "the notebook prints warnings; repair what they are about, or silence them where they arise"
+    assert list(folder.glob("figure_*.png")), "a notebook shows at least one figure"
+
+
+@every_notebook
+def test_each_metric_has_its_count_and_its_interval(name, results):
+    metrics = json.loads((results / "smoke" / name / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics, "no metric was recorded"
+    for key, entry in metrics.items():
+        assert list(entry) == ["value", "n", "low", "high"], key
+        assert all(value is None or isinstance(value, int | float) for value in entry.values()), key
+        assert (entry["low"] is None) == (entry["high"] is None), key
+
+
+def test_a_second_run_skips_everything(results):
+    done = call("-m", "mmprm_lib.runner", "--profile", "smoke", results=results)
+    assert done.returncode == 0, done.stdout
+    assert f"0 of {len(NOTEBOOKS)} notebooks to run" in done.stdout
+    assert done.stdout.count("up to date") == len(NOTEBOOKS)
+
+
+def nbval(folder: Path, results: Path) -> subprocess.CompletedProcess[str]:
+    """nbval over the notebooks of a folder: every cell runs, those that begin with NBVAL_CHECK_OUTPUT are compared."""
+    options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", f"--nbval-sanitize-with={SANITIZE}"]
+    plain = ["-p", "no:cacheprovider", "-q", "-W", "ignore", f"--rootdir={folder}", "-c", os.devnull]
+    return call("-m", "pytest", *options, *plain, *sorted(folder.glob("*.ipynb")), results=results)
+
+
+def test_the_checked_cells_print_what_is_committed(results, tmp_path):
+    # a copy, because this runs again in place, and other tests look at the results; it is a resume as well
+    copied = tmp_path / "results"
+    shutil.copytree(results, copied)
+    build = tmp_path / "notebooks"
+    build.mkdir()
+    for stage in runner.plan("smoke")[0]:
+        papermill.execute_notebook(stage.source, build / stage.source.name, stage.given, prepare_only=True)
+    done = nbval(build, copied)
+    assert done.returncode == 0, done.stdout
+    n_cells = sum(
+        cell["cell_type"] == "code" for path in build.glob("*") for cell in json.loads(path.read_text())["cells"]
+    )
+    assert re.search(rf"\b{n_cells} passed", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize(("printed", "verdict"), [("4\n", 0), ("5\n", 1)])
+def test_nbval_really_compares(tmp_path, printed, verdict):
+    path = tmp_path / "build" / "01_check.ipynb"
+    write_notebook(path, [("keep_output", "# NBVAL_CHECK_OUTPUT\nprint(2 + 2)")])
+    notebook = json.loads(path.read_text())
+    notebook["cells"][0]["execution_count"] = 1
+    notebook["cells"][0]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": printed}]
+    path.write_text(json.dumps(notebook))
+    assert nbval(path.parent, tmp_path).returncode == verdict
