@@ -22,7 +22,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP):
 	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || \
 	  { echo "Python 3.11 is needed, '$(PYTHON)' is another: call make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "setting up $(VENV) from requirements.lock: 2 to 5 minutes, 3 GB (more with CUDA), once"

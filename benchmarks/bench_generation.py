@@ -1,8 +1,8 @@
-"""Throughput of `generation.TransformersGenerator` against the best raw `model.generate`: `python benchmarks/bench_generation.py`.
+"""Throughput of TransformersGenerator against the best raw `model.generate`: `python benchmarks/bench_generation.py`.
 
-Both draw the same number of solutions for the same problems at temperature 1, and both are timed with everything they need:
-opening images, the processor, decoding of text. Raw `generate` gets `num_return_sequences`, prompts sorted by nothing, and the
-best of several batch sizes. Tokens are counted up to and with the end token. Rounds alternate, so that a busy machine hits both.
+Both draw the same number of solutions for the same problems at temperature 1, and both are timed with everything they
+need: opening images, the processor, decoding of text. Raw `generate` gets `num_return_sequences` and the best of several
+batch sizes. Tokens are counted up to and with the end token. Rounds alternate, so that a busy machine hits both.
 """
 
 import argparse
@@ -27,7 +27,8 @@ def raw_generate(model, processor, problems: list, n: int, batch_size: int, max_
     for start in range(0, len(problems), size):
         part = problems[start : start + size]
         texts, images = [policy_prompt(p, processor) for p in part], [data.open_image(p) for p in part]
-        inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+        inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
+        inputs = inputs.to(model.device)
         with torch.inference_mode():
             out = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                                  max_new_tokens=max_new_tokens, num_return_sequences=n)  # fmt: skip
@@ -61,17 +62,28 @@ def measure(model, processor, problems: list, n: int, max_new_tokens: int, round
         for size in sizes:
             found["raw"][size].append(speed(raw_generate, *common, size, max_new_tokens))
             found["ours"][size].append(speed(ours, *common, size, max_new_tokens, seed))
-            print(f"  batch {size}: raw {found['raw'][size][-1]:,.0f} ours {found['ours'][size][-1]:,.0f} tokens/s", flush=True)
+            rates = [found[kind][size][-1] for kind in ("raw", "ours")]
+            print(f"  batch {size}: raw {rates[0]:,.0f} ours {rates[1]:,.0f} tokens/s", flush=True)
     return found
 
 
 def ratio(found: dict) -> dict[str, float | str]:
-    """generate_vs_raw as bench.json wants it: ours at its best batch size over the best raw one; low, high over the rounds."""
+    """generate_vs_raw for bench.json: ours at its best batch size over raw at its best; low and high over the rounds."""
     best = {kind: max(rates.values(), key=np.median) for kind, rates in found.items()}
     rounds = np.array(best["ours"]) / np.array(best["raw"])
     size = max(found["raw"], key=lambda s: np.median(found["raw"][s]))
-    value = float(np.median(best["ours"]) / np.median(best["raw"]))
-    return {"value": value, "baseline": f"transformers generate, batch {size}", "low": float(rounds.min()), "high": float(rounds.max())}
+    value, baseline = float(np.median(best["ours"]) / np.median(best["raw"])), f"transformers generate, batch {size}"
+    return {"value": value, "baseline": baseline, "low": float(rounds.min()), "high": float(rounds.max())}
+
+
+def place() -> str:
+    """The device, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((x.split(":")[1].strip() for x in lines if "model name" in x), platform.processor())
+    return f"{cpu}, {torch.get_num_threads()} threads"
 
 
 def main() -> None:
@@ -94,10 +106,10 @@ def main() -> None:
         problems = data.from_world({"test": args.problems}, 0, Path(folder))
         found = measure(model, processor, problems, args.n, args.max_new_tokens, args.rounds, args.sizes)
     result = ratio(found)
-    cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if "model name" in x), platform.processor())
-    place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cpu}, {torch.get_num_threads()} threads"
-    print(f"generate_vs_raw {result['value']:.2f} [{result['low']:.2f}, {result['high']:.2f}] against {result['baseline']}")
-    print(f"{args.model}, {args.problems} x {args.n}; {place}; torch {torch.__version__}, transformers {transformers.__version__}")
+    low, high = result["low"], result["high"]
+    print(f"generate_vs_raw {result['value']:.2f} [{low:.2f}, {high:.2f}] against {result['baseline']}")
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{args.model}, {args.problems} problems x {args.n}; {place()}; {versions}")
     if args.out:
         known = json.loads(args.out.read_text()) if args.out.exists() else {}
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -176,7 +176,7 @@ def _same_items(candidate: tuple, gold: tuple, timeout_s: float) -> Judgement:
                 return (None, unsure) if unsure else (False, "")
             left.remove(match)
         return True, ""
-    results = [_same(c, g, timeout_s) for c, g in zip(items_c, items_g)]
+    results = [_same(c, g, timeout_s) for c, g in zip(items_c, items_g, strict=True)]
     if any(same is False for same, _ in results):
         return False, ""
     return next(((same, why) for same, why in results if same is None), (True, ""))

@@ -1,8 +1,9 @@
-"""Many sequences decoded side by side, each with its own random numbers: the engine below `generation.TransformersGenerator`.
+"""Many sequences decoded side by side, each with its own random numbers: the engine of TransformersGenerator.
 
-`generate` of transformers encodes and prefills every prompt once per sample, copies the whole key-value cache at every token and
-keeps finished sequences until the last one ends. Here a prompt is prefilled once, its keys and values are copied to the rows of
-its samples, each row writes at its own column of one preallocated cache, and a row that ends is filled by the next request.
+`generate` of transformers encodes and prefills every prompt once per sample, copies the whole key-value cache at every
+token and keeps finished sequences until the last one ends. Here a prompt is prefilled once, its keys and values are
+copied to the rows of its samples, each row writes at its own column of one preallocated cache, and a row that ends is
+filled by the next request.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import torch
 from transformers import LogitsProcessor
 from transformers.cache_utils import Cache, DynamicLayer
 
+StopTest = Callable[[np.ndarray], bool]
 COLUMN_BLOCK = 64  # the cache grows by so many columns, so that growing is rare and little is wasted
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. temperature 0 is greedy; top_k 0 and top_p 1 are off; `stop` strings end a text and are cut off it."""
+    """How tokens are drawn. temperature 0 is greedy; top_k 0 and top_p 1 are off; `stop` strings end a text."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -41,18 +43,18 @@ class Sampling:
 def uniforms(seed: int, key: str, sample: int, length: int) -> np.ndarray:
     """(length,) float64 in [0, 1): the random numbers of one sample of one request, one per token.
 
-    They depend on the arguments alone (counter-based Philox), so neither the batch, nor the order, nor the number of samples
-    changes what a sample draws; a longer `length` only adds numbers at the end.
+    They depend on the arguments alone (counter-based Philox), so neither the batch, nor the order, nor the number of
+    samples changes what a sample draws; a longer `length` only adds numbers at the end.
     """
     name = hashlib.sha256(f"{seed}|{sample}|{key}".encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(name, "little"))).random(length)
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """(row,) token ids from (row, vocabulary) logits by the inverse of each row's cumulative distribution at `uniform` (row,).
+    """(row,) token ids from (row, vocabulary) logits: the inverse of each row's cumulative distribution at `uniform`.
 
-    The token is the first whose cumulative probability exceeds the uniform number, tokens in the order of their ids, after
-    temperature, then top_k, then top_p, as in `generate`. A token of probability 0 is never drawn.
+    The token is the first whose cumulative probability exceeds the row's uniform number, tokens in the order of their
+    ids, after temperature, then top_k, then top_p, as in `generate`. A token of probability 0 is never drawn.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -60,7 +62,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> tor
     if 0 < sampling.top_k < probs.shape[-1]:
         probs = probs.masked_fill(probs < probs.topk(sampling.top_k, -1).values[:, -1:], 0.0)
     if sampling.top_p < 1:
-        ordered, order = probs.sort(-1, descending=True, stable=True)
+        ordered, order = probs.sort(dim=-1, descending=True, stable=True)
         ordered = ordered / ordered.sum(-1, keepdim=True)
         before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens; the likeliest always stays
         dropped = torch.zeros_like(probs, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
@@ -73,7 +75,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> tor
 
 
 class InverseCdf(LogitsProcessor):
-    """Makes greedy `generate` draw by `draw`: the drawn token gets logit 0, every other -inf. For models without slots."""
+    """Makes greedy `generate` use `draw`: the drawn token gets logit 0, every other -inf. For models without slots."""
 
     def __init__(self, uniform: torch.Tensor, prompt_length: int, sampling: Sampling) -> None:
         self.uniform, self.prompt_length, self.sampling = uniform, prompt_length, sampling  # uniform: (row, token)
@@ -112,7 +114,7 @@ class SlotLayer(DynamicLayer):
         self.keys, self.values = keys.new_zeros(shape), keys.new_zeros(shape)
         self.slots, self.is_initialized = slots, True
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the rows in use, the new ones (row, head, 1, dim) written at each row's column before."""
         slots = self.slots
         rows, columns = slots.row_ids[: slots.n_rows], slots.column[: slots.n_rows]
@@ -128,7 +130,7 @@ class Slots:
     """
 
     def __init__(
-        self, model: Any, n_slots: int, sampling: Sampling, eos: list[int], ends: Callable[[np.ndarray], bool] | None = None
+        self, model: Any, n_slots: int, sampling: Sampling, eos: list[int], ends: StopTest | None = None
     ) -> None:
         self.model, self.n_slots, self.sampling, self.eos, self.ends = model, n_slots, sampling, eos, ends
         device, length = model.device, sampling.max_new_tokens
@@ -149,11 +151,13 @@ class Slots:
         """How many sequences are running."""
         return sum(s is not None for s in self.sequences[: self.n_rows])
 
-    def admit(self, groups: list[list[Sequence]], lengths: list[int], cache: Cache, logits: torch.Tensor) -> list[Ended]:
+    def admit(
+        self, groups: list[list[Sequence]], lengths: list[int], cache: Cache, logits: torch.Tensor
+    ) -> list[Ended]:
         """The sequences that end with their first token; the others run on from the next step.
 
-        `groups[i]` are the samples of prompt i, which has `lengths[i]` tokens; `cache` and `logits` (prompt, vocabulary)
-        come from one prefill of the prompts, padded on the left. ValueError if there are fewer free rows than sequences.
+        `groups[i]` are the samples of prompt i, which has `lengths[i]` tokens; `cache` and `logits` (prompt,
+        vocabulary) come from one prefill of the prompts, padded on the left. ValueError if there are too few free rows.
         """
         flat = [s for group in groups for s in group]
         free = np.flatnonzero([s is None for s in self.sequences])[: len(flat)]
@@ -179,7 +183,7 @@ class Slots:
         return self._accept(free, rows, logits[source])
 
     def step(self, drained: bool) -> list[Ended]:
-        """The sequences that end with this token, one more for every row. `drained`: nothing will fill free rows any more."""
+        """The sequences that end with this token, one more for every row. `drained`: free rows will stay free."""
         if drained:
             self._close_gaps()
         n = self.n_rows
@@ -209,9 +213,8 @@ class Slots:
         self.columns[ids] += 1
         stops = np.isin(seen, self.eos)
         over = self.n_drawn[ids] >= self.budget[ids]
-        candidates = ids if self.ends else ids[stops | over]
-        final = dict(zip(ids[stops], [True] * int(stops.sum()), strict=True))
-        return [e for row in candidates if (e := self._end(row, final.get(row, False)))]
+        maybe = np.ones(len(ids), dtype=bool) if self.ends else stops | over
+        return [e for row, stop in zip(ids[maybe], stops[maybe], strict=True) if (e := self._end(row, bool(stop)))]
 
     def _end(self, row: int, stops: bool) -> Ended | None:
         """The sequence of a row if it has ended; its row is free then."""

@@ -127,7 +127,7 @@ def solution_with_scores(
     set_style()
     texts = [_wrap(step, 52, lines=6) for step in steps]
     question = _problem_text(problem)
-    heights = [1.15 + 0.75 * text.count("\n") for text in texts] or [1]
+    heights = [1.15 + 0.75 * text.count("\n") for text in texts]
     figure = Figure(
         figsize=(8.6, max(3.2 + 0.15 * question.count("\n"), 0.32 * sum(heights) + 0.9)), layout="constrained"
     )

@@ -115,7 +115,7 @@ class TransformersGenerator:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the weights, their dtype, the vocabulary, the image processor and the text around a question."""
+        """16 hex digits of the weights, their dtype, the vocabulary, the image processor and the fixed text."""
         weights = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -127,7 +127,7 @@ class TransformersGenerator:
         return fingerprint([weights.hexdigest(), texts, words, eye, self.eos])
 
     def sample(self, requests: Iterable[Request], n: int, sampling: Sampling) -> Iterator[Finished]:
-        """Each request with its n completions, as they finish. The iterable is read a window at a time: it may be endless."""
+        """Each request with its n completions, as they finish. The iterable may be endless: it is read by windows."""
         if n < 1:
             raise ValueError(f"n is {n}: draw at least 1 sample per request")
         run = self._by_slots if self._fits_slots() else self._by_generate
@@ -168,9 +168,9 @@ class TransformersGenerator:
             raise ValueError(f"{name}: {len(ids)} tokens do not fit the model's context of {self.context}")
         return _Entry(request, prompt, ids, min(sampling.max_new_tokens, self.context - len(ids)))
 
-    def _completion(self, tokens: list[int], finish_reason: Literal["stop", "length"], sampling: Sampling) -> Completion:
+    def _completion(self, tokens: list[int], reason: Literal["stop", "length"], sampling: Sampling) -> Completion:
         self.n_generated_tokens += len(tokens)
-        return Completion(cut_at(text_of(self.tokenizer, tokens), sampling.stop), len(tokens), finish_reason)
+        return Completion(cut_at(text_of(self.tokenizer, tokens), sampling.stop), len(tokens), reason)
 
     def _uniforms(self, entry: _Entry, sample: int, sampling: Sampling) -> np.ndarray:
         if sampling.temperature == 0:
@@ -251,9 +251,10 @@ class TransformersGenerator:
             do_sample=False, max_new_tokens=max(e.budget for e in entries), eos_token_id=self.eos,
             pad_token_id=self.prompts.pad_id, stop_strings=list(sampling.stop) or None,
         )  # fmt: skip
+        images = self.prompts.collate([e.prompt for e in entries], [len(e.ids) for e in entries])
         out = self.model.generate(
-            input_ids=ids, attention_mask=mask, **self.prompts.collate([e.prompt for e in entries], [len(e.ids) for e in entries]),
-            generation_config=config, tokenizer=self.tokenizer, logits_processor=[InverseCdf(uniform, ids.shape[1], sampling)],
+            input_ids=ids, attention_mask=mask, **images, generation_config=config, tokenizer=self.tokenizer,
+            logits_processor=[InverseCdf(uniform, ids.shape[1], sampling)],
         )  # fmt: skip
         ends, completions = stop_test(self.tokenizer, sampling.stop), []
         for entry, row in zip(entries, out[:, ids.shape[1] :].tolist(), strict=True):

@@ -1,6 +1,6 @@
-"""Solutions of a policy, and Monte Carlo labels of their steps: how often the policy still gets the answer right from there.
+"""Solutions of a policy, and Monte Carlo labels of their steps: how often it still gets the answer right from there.
 
-VisualPRM (2503.10291, section 1.1 of its released pipeline): 4 solutions per problem, up to 12 steps, 16 continuations from every step.
+VisualPRM (2503.10291, its eq. 1 and 2): 4 solutions per problem, up to 12 steps, 16 continuations from every step.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .steps import prefix_text, split
 FORMAT = 1  # of the records written here: a change of what they mean changes the key of every file
 STRATEGIES = ("exhaustive",)
 BLOCK = 256  # solutions in flight at once when a step's request depends on the step before it
+SAMPLING = Sampling()  # temperature 1, as VisualPRM samples solutions and rollouts
 R = TypeVar("R", bound=Record)
 Truth = Callable[[Problem, list[str]], list[int]]
 
@@ -29,8 +30,8 @@ Truth = Callable[[Problem, list[str]], list[int]]
 def judge(problem: Problem, prefix: Iterable[str], completion: Completion) -> Verdict:
     """The verdict on prefix and completion as one text.
 
-    unknown, with a reason, where there is nothing to judge: a failed request, no answer, a checker that fails, or a text cut at
-    max_new_tokens before its answer was surely complete. Difference from VisualPRM, which counts all of these as wrong.
+    unknown, with a reason, where there is nothing to judge: a failed request, no answer, a checker that fails, or a
+    text cut at max_new_tokens before its answer was surely complete. VisualPRM counts all of these as wrong.
     """
     if completion.finish_reason == "error":
         return Verdict("unknown", None, completion.error or "the request failed")
@@ -45,27 +46,31 @@ def judge(problem: Problem, prefix: Iterable[str], completion: Completion) -> Ve
 
 
 def sample_solutions(
-    problems: Iterable[Problem], generator: Generator, n: int = 4, sampling: Sampling = Sampling(), *,
+    problems: Iterable[Problem], generator: Generator, n: int = 4, sampling: Sampling = SAMPLING, *,
     max_steps: int = 12, done: Collection[str] = (),
 ) -> Iterator[Solution]:  # fmt: skip
     """n solutions per problem, as they finish; solution_id is `<problem_id>/s<i>`.
 
-    done: ids that need not come again (a problem is drawn if any of its n is missing; its samples are the same each time).
+    done: ids that need not come again (a problem is drawn again if any of its n is missing).
     """
-    names = lambda problem: [f"{problem.problem_id}/s{i}" for i in range(n)]
-    wanted = (p for p in problems if not all(name in done for name in names(p)))
-    requests = (Request(p, key=p.problem_id) for p in wanted)
+    missing = (p for p in problems if any(_name(p, i) not in done for i in range(n)))
+    requests = (Request(p, key=p.problem_id) for p in missing)
     for request, completions in generator.sample(requests, n, sampling):
-        for name, completion in zip(names(request.problem), completions, strict=True):
-            if name not in done:
+        for i, completion in enumerate(completions):
+            if (name := _name(request.problem, i)) not in done:
                 yield _solution(name, request.problem, completion, generator.name, sampling.seed, max_steps)
 
 
-def _solution(name: str, problem: Problem, completion: Completion, policy: str, seed: int, max_steps: int) -> Solution:
-    label, answer, reason = judge(problem, (), completion)
+def _name(problem: Problem, sample: int) -> str:
+    return f"{problem.problem_id}/s{sample}"
+
+
+def _solution(name: str, problem: Problem, sample: Completion, policy: str, seed: int, max_steps: int) -> Solution:
+    label, answer, reason = judge(problem, (), sample)
     return Solution(
-        solution_id=name, problem_id=problem.problem_id, steps=split(completion.text, max_steps), answer=answer, verdict=label,
-        policy=policy, seed=seed, n_tokens=completion.n_tokens, finish_reason=completion.finish_reason, reason=reason,
+        solution_id=name, problem_id=problem.problem_id, steps=split(sample.text, max_steps), answer=answer,
+        verdict=label, policy=policy, seed=seed, n_tokens=sample.n_tokens, finish_reason=sample.finish_reason,
+        reason=reason,
     )  # fmt: skip
 
 
@@ -76,9 +81,9 @@ def _solution(name: str, problem: Problem, completion: Completion, policy: str, 
 class Options:
     """How labels are made.
 
-    n_rollouts: continuations per step (VisualPRM: 16). last_step: "verdict" takes the solution's own verdict as the one rollout of its last
-    step if the solution ended by itself, which costs no tokens; "rollout" continues it as VisualPRM does. early_stop: the
-    steps after the first with mc_score 0 are not sampled (None, never 0; the paper's "always supervise all steps" is False).
+    n_rollouts: continuations per step (VisualPRM: 16). last_step: "verdict" takes the solution's own verdict as the one
+    rollout of its last step if the solution ended by itself, which costs no tokens; "rollout" continues it as VisualPRM
+    does. early_stop: the steps after the first with mc_score 0 are not sampled (None, never 0; the paper labels all).
     """
 
     strategy: str = "exhaustive"
@@ -93,9 +98,12 @@ class Options:
             raise ValueError(f"{self}: wanted n_rollouts >= 1 and last_step 'verdict' or 'rollout'")
 
 
+OPTIONS = Options()
+
+
 @dataclass
 class _Open:
-    """A solution whose steps are being labelled; `counts[t]` is (rollouts, correct, unknown), None where not sampled yet."""
+    """A solution on its way; `counts[t]` is (rollouts, correct, unknown) of step t, None where not sampled yet."""
 
     solution: Solution
     problem: Problem
@@ -109,14 +117,15 @@ class _Open:
 
 
 def label(
-    solutions: Iterable[Solution], problems: Iterable[Problem], generator: Generator, options: Options = Options(),
-    sampling: Sampling = Sampling(), truth: Truth | None = world.truth,
+    solutions: Iterable[Solution], problems: Iterable[Problem], generator: Generator, options: Options = OPTIONS,
+    sampling: Sampling = SAMPLING, truth: Truth | None = world.truth,
 ) -> Iterator[StepLabels]:  # fmt: skip
     """Step labels of every solution, as they finish.
 
-    All rollouts of all steps of all solutions are one stream of requests, so that the generator's batch stays full. Solutions
-    are read as the generator asks for them; only those in flight are held, and no completion is kept. `truth` fills the column
-    of that name for problems of the embedded world. KeyError if a solution's problem is not among `problems`.
+    All rollouts of all steps of all solutions are one stream of requests, so that the generator's batch stays full.
+    Solutions are read as the generator asks for them; only those in flight are held, and no completion is kept.
+    `truth` fills the column of that name for problems of the embedded world. KeyError if a solution's problem is not
+    among `problems`.
     """
     by_id = {p.problem_id: p for p in problems}
     stream = _in_blocks if options.early_stop else _in_one_stream
@@ -128,7 +137,7 @@ def label(
 def _opened(solution: Solution, problems: dict[str, Problem], options: Options) -> _Open:
     """The solution with the steps that need rollouts; the last one may be settled by its own verdict."""
     if solution.problem_id not in problems:
-        raise KeyError(f"solution {solution.solution_id!r} names problem {solution.problem_id!r}, which is not among the problems")
+        raise KeyError(f"solution {solution.solution_id!r} names problem {solution.problem_id!r}, which is not given")
     last = len(solution.steps) - 1
     record = _Open(solution, problems[solution.problem_id], [None] * (last + 1), waiting=set(range(last + 1)))
     if last >= 0 and options.last_step == "verdict" and solution.finish_reason == "stop":
@@ -150,7 +159,9 @@ def _count(record: _Open, request: Request, completions: list[Completion]) -> No
     record.waiting.discard(t)
 
 
-def _in_one_stream(records: Iterable[_Open], generator: Generator, options: Options, sampling: Sampling) -> Iterator[_Open]:
+def _in_one_stream(
+    records: Iterable[_Open], generator: Generator, options: Options, sampling: Sampling
+) -> Iterator[_Open]:
     flying: dict[str, _Open] = {}
     settled: list[_Open] = []  # nothing to sample: no step, or only one that has its verdict
 
@@ -200,20 +211,20 @@ def _labels(record: _Open, options: Options, truth: list[int] | None) -> StepLab
 
 
 def mc_score(n_rollouts: int, n_correct: int, n_unknown: int = 0) -> float | None:
-    """n_correct / (n_rollouts - n_unknown), in [0, 1]; None if nothing is known (VisualPRM, eq. 1, without its unknowns)."""
+    """n_correct / (n_rollouts - n_unknown), in [0, 1]; None if nothing is known (VisualPRM, eq. 1, has no unknowns)."""
     known = n_rollouts - n_unknown
     return n_correct / known if known else None
 
 
 def mc_label(record: StepLabels, kind: str = "soft", threshold: float = 0.0) -> list[float | None]:
-    """One label per step: the mc_score ("soft", MM-PRM), or 1.0 if it is above `threshold` else 0.0 ("hard"; VisualPRM: above 0)."""
+    """One label per step: its mc_score ("soft", MM-PRM), or 1 if above `threshold` else 0 ("hard", VisualPRM: 0)."""
     if kind not in ("soft", "hard"):
         raise ValueError(f"kind is {kind!r}: choose 'soft' or 'hard'")
     return [s if s is None or kind == "soft" else float(s > threshold) for s in record.mc_score]
 
 
 def intervals(record: StepLabels, confidence: float = 0.95) -> list[tuple[float, float] | None]:
-    """Wilson's interval of every mc_score, None where nothing is known. Rollouts from one prefix are independent draws."""
+    """Wilson's interval of every mc_score, None where nothing is known. Rollouts of one prefix are independent."""
     found: list[tuple[float, float] | None] = []
     for n, k, unknown in zip(record.n_rollouts, record.n_correct, record.n_unknown, strict=True):
         known = 0 if n is None else n - unknown
@@ -226,34 +237,43 @@ def intervals(record: StepLabels, confidence: float = 0.95) -> list[tuple[float,
 
 
 def solutions_to(
-    path: str | Path, problems: Collection[Problem], generator: Generator, n: int = 4, sampling: Sampling = Sampling(), max_steps: int = 12
-) -> list[Solution]:
-    """n solutions per problem, in the order of the problems, also in the file at `path`; a killed run goes on where it stopped."""
+    path: str | Path, problems: Collection[Problem], generator: Generator, n: int = 4, sampling: Sampling = SAMPLING,
+    max_steps: int = 12,
+) -> list[Solution]:  # fmt: skip
+    """n solutions per problem, in their order, also in the file at `path`; a killed run goes on where it stopped."""
     key = fingerprint(["solutions", FORMAT, generator.fingerprint, sampling, n, max_steps, _named(problems)])
-    order = [f"{p.problem_id}/s{i}" for p in problems for i in range(n)]
-    make = lambda done: sample_solutions(problems, generator, n, sampling, max_steps=max_steps, done=done)
-    return _resumed(Path(path), Solution, key, order, make)
+
+    def make(done: set[str]) -> Iterator[Solution]:
+        return sample_solutions(problems, generator, n, sampling, max_steps=max_steps, done=done)
+
+    return _resumed(Path(path), Solution, key, [_name(p, i) for p in problems for i in range(n)], make)
 
 
 def labels_to(
-    path: str | Path, solutions: Collection[Solution], problems: Collection[Problem], generator: Generator, options: Options = Options(),
-    sampling: Sampling = Sampling(), truth: Truth | None = world.truth,
+    path: str | Path, solutions: Collection[Solution], problems: Collection[Problem], generator: Generator,
+    options: Options = OPTIONS, sampling: Sampling = SAMPLING, truth: Truth | None = world.truth,
 ) -> list[StepLabels]:  # fmt: skip
     """Labels of all solutions, in their order, also in the file at `path`; a killed run goes on where it stopped."""
     wanted = {s.problem_id for s in solutions}
     named = _named(p for p in problems if p.problem_id in wanted)
     marks = [[s.solution_id, s.problem_id, s.steps, s.verdict, s.finish_reason] for s in solutions]
     key = fingerprint(["labels", FORMAT, generator.fingerprint, sampling, options, marks, named, truth is not None])
-    make = lambda done: label((s for s in solutions if s.solution_id not in done), problems, generator, options, sampling, truth)
+
+    def make(done: set[str]) -> Iterator[StepLabels]:
+        left = (s for s in solutions if s.solution_id not in done)
+        return label(left, problems, generator, options, sampling, truth)
+
     return _resumed(Path(path), StepLabels, key, [s.solution_id for s in solutions], make)
 
 
 def _named(problems: Iterable[Problem]) -> str:
     """A fingerprint of all that shapes a text or a verdict in the problems; where their images lie does not."""
-    return fingerprint([p.model_dump(include={"problem_id", "question", "image_sha256", "answer", "answer_type", "choices", "scene"}) for p in problems])
+    return fingerprint([p.model_dump(exclude={"image", "source", "split"}) for p in problems])
 
 
-def _resumed(path: Path, model: type[R], key: str, order: list[str], make: Callable[[set[str]], Iterator[R]]) -> list[R]:
+def _resumed(
+    path: Path, model: type[R], key: str, order: list[str], make: Callable[[set[str]], Iterator[R]]
+) -> list[R]:
     """The records of `make`, in `order`. They are appended as they come, and put in order when all are there."""
     with RecordLog(path, model, key) as log:
         left = len(order) - len(log.done)

@@ -54,7 +54,7 @@ def facts(found: dict, rng: random.Random) -> list[tuple[str, int]]:
 def statement(found: dict, rng: random.Random) -> tuple[str, int, bool]:
     """(text without the value, the value it claims, whether that is true): a reading or a computation."""
     right = rng.random() < 0.5
-    if rng.random() < 0.6:
+    if rng.random() < 0.65:
         phrase, key = rng.choice(list(parts(found["family"], found["values"]).items()))
         value, unit = found["values"][key], 5 if found["family"] == "triangle" else 1
         others = [v for v in found["values"].values() if v != value] * 2
@@ -105,7 +105,7 @@ class Writer:
         return [x for phrase, key in items for x in ((f"{phrase} is", 0), (f" {found['values'][key]}", 1), ("\n\n", 0))]
 
     def compute(self, found: dict) -> list[tuple[str, int]]:
-        known = [f for _ in range(5) for f in facts(scene(self.rng, self.split)[0], self.rng)][:8]
+        known = [f for _ in range(4) for f in facts(scene(self.rng, self.split)[0], self.rng)][:6]
         return [x for text, value in known for x in ((text, 0), (f" {value}", 2), ("\n\n", 0))]
 
     def look_up(self, found: dict) -> list[tuple[str, int]]:
@@ -127,16 +127,18 @@ class Writer:
         return out
 
 
-def rows(processor, seed: int, updates: int, batch: int, first: int = 0) -> Iterator[dict]:
-    """Rows of the whole training, update by update: first mostly reading and computing, then mostly judging."""
+READING_FIRST = 0.3  # share of the updates before any statement is judged: a model that cannot see learns to judge by looks only
+SHARES = {False: dict(describe=0.72, compute=0.16, look_up=0.12), True: dict(describe=0.2, compute=0.08, look_up=0.14, judge=0.58)}
+
+
+def rows(processor, seed: int, updates: int, batch: int) -> Iterator[dict]:
+    """Rows of the whole training, update by update: first reading and computing, then mostly judging."""
     writer = Writer(processor, seed)
-    for update in range(first, updates):
-        judging = 0.25 + 0.5 * min(1.0, update / (0.25 * updates))
-        for place in range(batch):
-            share = (place + 0.5) / batch
-            rest = (1 - judging) / 4
-            skill = "judge" if share < judging else SKILLS[min(2, int((share - judging) / rest / 1.5 + 0.0))]
+    for update in range(updates):
+        shares = SHARES[update >= READING_FIRST * updates]
+        for skill in writer.rng.choices(list(shares), list(shares.values()), k=batch - 1):
             yield writer.row(skill)
+        yield writer.row("describe")  # no batch is without a figure
 
 
 class Collator:
@@ -215,15 +217,17 @@ class Stream(torch.utils.data.IterableDataset):
 
 
 class Watch(TrainerCallback):
-    """Prints the skills now and then, so that an hour's training can be followed."""
+    """Prints the skills and saves the model now and then, so that an hour's training can be followed."""
 
-    def __init__(self, processor, every: int):
-        self.processor, self.every, self.start = processor, every, time.time()
+    def __init__(self, processor, every: int, out: Path):
+        self.processor, self.every, self.out, self.start = processor, every, out, time.time()
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every == 0:
             skills = {name: round(value, 3) for name, value in measure(model, self.processor, n=128, split="dev").items()}
             print(f"update {state.global_step} of {state.max_steps}, {time.time() - self.start:.0f} s: {skills}", flush=True)
+            model.save_pretrained(self.out)
+            self.processor.save_pretrained(self.out)
             model.train()
 
 
@@ -252,11 +256,11 @@ def train(out: Path, updates: int, batch: int, learning_rate: float, seed: int, 
     model = new_base(seed, tokenizer=processor.tokenizer)
     arguments = TrainingArguments(
         output_dir=str(out), max_steps=updates, per_device_train_batch_size=batch, learning_rate=learning_rate, weight_decay=0.01,
-        adam_beta2=0.98, warmup_steps=100, lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": int(0.4 * updates)},
+        adam_beta2=0.98, warmup_steps=100, lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs={"num_decay_steps": int(0.45 * updates)},
         bf16=True, seed=seed, save_strategy="no", report_to=[], remove_unused_columns=False, disable_tqdm=True, logging_steps=100,
         use_cpu=not torch.cuda.is_available(),
     )
-    trainer = BaseTrainer(model, arguments, train_dataset=Stream(processor, seed, updates, batch), data_collator=Collator(processor), callbacks=[Watch(processor, watch)])
+    trainer = BaseTrainer(model, arguments, train_dataset=Stream(processor, seed, updates, batch), data_collator=Collator(processor), callbacks=[Watch(processor, watch, out)])
     with training_attention(model):
         trainer.train()
     model = model.to(torch.bfloat16)

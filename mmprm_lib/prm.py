@@ -221,7 +221,7 @@ def train(
     `labels`: "soft" or "hard" (mc_score > `threshold`); by default soft for the marker PRM and the ORM, hard for the
     chat PRMs, as published. `lora_rank` 0 trains all weights, else LoRA, merged at the end. `freeze_vision` keeps the
     vision tower as it is (both papers). Without `eval_records` the last epoch is kept. `eval_problems` defaults to
-    `problems`. `balance` is for `class_weights`, `train_history` for `training_rows`, the rest for `training_arguments`.
+    `problems`. `balance`: see `class_weights`; `train_history`: see `training_rows`; the rest: `training_arguments`.
     """
     form = FORMATS[kind] if isinstance(kind, str) else kind
     labels = labels or ("hard" if form.kind.startswith("chat") else "soft")
@@ -271,6 +271,8 @@ def training_arguments(
     VisualPRM warms up over 5 %, MM-PRM over 3 %; weight decay is 0.05 in both; their learning rates are 1e-5 and 4e-6.
     `batch_size` is per device and before accumulation.
     """
+    if not 0 <= warmup_share < 1:  # Trainer would read 1 as one update
+        raise ValueError(f"warmup_share is {warmup_share}: give the share of all updates, from 0 to below 1")
     return TrainingArguments(
         output_dir=str(output_dir),
         learning_rate=learning_rate,

@@ -9,7 +9,9 @@ from itertools import accumulate
 # --- one spelling per thing -----------------------------------------------------------------------
 _CHARACTERS = {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)} | str.maketrans({
     "\u3000": " ", "\xa0": " ", "。": ".", "、": ",", "−": "-", "–": "-", "“": '"', "”": '"', "’": "'",
-    "²": "^2", "³": "^3", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "$": "", "£": "", "€": "", "¥": "",
+    "²": "^2", "³": "^3", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "≤": r"\leq ", "≥": r"\geq ",
+    "≠": r"\neq ", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ",
+    "$": "", "£": "", "€": "", "¥": "",
 }) | {0x2460 + i: f"({i + 1})" for i in range(9)}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2})", r"\\"),  # doubled backslashes of escaped JSON
@@ -144,7 +146,7 @@ def same_quantity(candidate: tuple, gold: tuple) -> bool:
 def trailing_unit(clean: str) -> tuple[str, Unit | None]:
     """The expression without a known unit at its end, and the unit: "2\\sqrt{2} cm" is "2\\sqrt{2}" and cm."""
     m = re.search(r"(?<=[\d}) ])(?<!\\)\s*([A-Za-z°][A-Za-z°/ ]*(?:\^\{?\d\}?)?)$", clean)
-    unit = _unit(m[1]) if m and (len(m[1]) > 1 or m[1] == "°") else None
+    unit = _unit(m[1]) if m and (len(m[1]) > 1 or m[1] == "°" or m[0][0] == " ") else None
     if not (m and unit and unit[0] and clean[:m.start()].strip()):
         return clean, None
     return clean[:m.start()].strip(), unit

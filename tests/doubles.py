@@ -9,17 +9,19 @@ from mmprm_lib.decoding import uniforms
 from mmprm_lib.generation import Completion, Request, Sampling
 from mmprm_lib.schema import Problem, Solution
 
+Script = Callable[[Request, int, Sampling], Completion]
+
 
 def problem(name: str = "p0", answer: str = "12", **fields) -> Problem:
     """A number problem whose image is never opened."""
-    values = dict(question="How many?", image="none.png", image_sha256="0" * 64, answer_type="number", source="toy", split="test")
-    return Problem(problem_id=name, answer=answer, **(values | fields))
+    values = dict(question="How many?", image="none.png", image_sha256="0" * 64, answer_type="number")
+    return Problem(problem_id=name, answer=answer, **(values | dict(source="toy", split="test") | fields))
 
 
 def solution(name: str = "p0/s0", steps: tuple[str, ...] = ("one", "two", "Answer: 12"), **fields) -> Solution:
     """A correct three-step solution of `problem()`."""
-    values = dict(problem_id=name.split("/")[0], answer="12", verdict="correct", policy="toy", seed=0, n_tokens=9, finish_reason="stop")
-    return Solution(solution_id=name, steps=list(steps), **(values | fields))
+    values = dict(problem_id=name.split("/")[0], answer="12", verdict="correct", policy="toy", seed=0, n_tokens=9)
+    return Solution(solution_id=name, steps=list(steps), **(values | dict(finish_reason="stop") | fields))
 
 
 def say(text: str, finish_reason: str = "stop", error: str = "") -> Completion:
@@ -28,19 +30,22 @@ def say(text: str, finish_reason: str = "stop", error: str = "") -> Completion:
 
 
 class ToyGenerator:
-    """Answers sample i of a request with `script(request, i, sampling)`. Reads `window` requests at a time and gives them back in reverse.
+    """Answers sample i of a request with `script(request, i, sampling)`; reads `window` requests, gives them in reverse.
 
     `kill_after`: the process kills itself, as by `kill -9`, before it gives back request number so and so.
     """
 
     name = "toy"
 
-    def __init__(self, script: Callable[[Request, int, Sampling], Completion], window: int = 3, kill_after: int | None = None) -> None:
+    def __init__(self, script: Script, window: int = 3, kill_after: int | None = None) -> None:
         self.script, self.window, self.kill_after = script, window, kill_after
         self.fingerprint = "toy-weights"
         self.n_generated_tokens = self.n_read = self.n_given = 0
 
-    def sample(self, requests: Iterable[Request], n: int, sampling: Sampling) -> Iterator[tuple[Request, list[Completion]]]:
+    def sample(
+        self, requests: Iterable[Request], n: int, sampling: Sampling
+    ) -> Iterator[tuple[Request, list[Completion]]]:
+        """Every request with its completions; counts what it read and gave."""
         requests = iter(requests)
         while window := list(islice(requests, self.window)):
             self.n_read += len(window)
@@ -54,7 +59,7 @@ class ToyGenerator:
 
 
 def coin_policy(request: Request, sample: int, sampling: Sampling) -> Completion:
-    """Right or wrong by the request's own random numbers, as a seeded policy is; writes two steps and an answer from the start."""
+    """Two steps and an answer, right or wrong by the request's own random numbers, as a seeded policy is."""
     right = uniforms(sampling.seed, request.seed_key, sample, 1)[0] < 0.5
     answer = f"Answer: {request.problem.answer if right else 'none of 99'}"
     return say(answer if request.prefix else f"one\n\ntwo\n\n{answer}")

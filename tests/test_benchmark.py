@@ -175,7 +175,8 @@ def test_intervals_draw_problems():
         width = clustered[key].high - clustered[key].low
         assert width == pytest.approx(alone[key].high - alone[key].low)
         assert width > 1.4 * (each[key].high - each[key].low)
-    assert report(*copies, 0.5, names, seed=1)["macro_f1_pooled"] != clustered["macro_f1_pooled"]
+    other = report(*copies, 0.5, names, seed=1)
+    assert all(other[key] != clustered[key] for key in ("macro_f1_pooled", "auroc", "first_error_f1"))
     assert report(*copies, 0.5, names, n_resamples=50)["macro_f1_pooled"] != clustered["macro_f1_pooled"]
 
 
@@ -198,8 +199,11 @@ def test_choose_threshold_by_hand():
     assert choose_threshold([[0.9, 0.8], [0.7, None, 0.1]], [[1, 1], [-1, 1, -1]]) == pytest.approx(0.75)
     # .2 < .3 | .6: the neutral step at .6 does not count
     assert choose_threshold([[0.2, 0.6, 0.4]], [[-1, 0, 1]]) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="dev split"):
-        choose_threshold([[0.2, 0.6]], [[1, 1]])
+    # at .15: tp 2, fp 1, tn 1; at .55: tp 1, fn 1, tn 2; both (4/5 + 2/3) / 2, and .55 is nearer .5
+    assert choose_threshold([[0.1, 0.2, 0.5, 0.6]], [[-1, 1, -1, 1]]) == pytest.approx(0.55)
+    for scores in ([0.2, 0.6], [0.2, None]):
+        with pytest.raises(ValueError, match="dev split"):
+            choose_threshold([scores], [[1, 1 if scores[1] else -1]])
 
 
 @settings(max_examples=40, deadline=None)

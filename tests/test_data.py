@@ -310,8 +310,9 @@ def test_options_without_the_gold_are_bad(value, gold):
         ("$$32$$", "number"), ("-0.5", "number"), ("1,234", "number"), ("145°", "number"), ("30${}^\\circ $", "number"),
         ("$\\frac{3}{4}$.", "number"), ("\\number{24}", "number"), ("36.", "number"), ("12%", "number"),
         ("2.4.", "expression"), ("96\n376", "expression"), ("$$7$$ $$10$$", "expression"),
-        ("$2\\sqrt{2}$", "expression"), ("(7, 3)", "expression"), ("x < −2", "expression"), ("a+b", "expression"), ("$$[-4,3]$$", "expression"),
-        ("Yes", "text"), ("rhombus.", "text"), (">", "text"), ("$$A$$", "text"), ("the angles are equal", "text"),
+        ("$2\\sqrt{2}$", "expression"), ("(7, 3)", "expression"), ("x < −2", "expression"), ("a+b", "expression"),
+        ("$$[-4,3]$$", "expression"), ("Yes", "text"), ("rhombus.", "text"), (">", "text"), ("$$A$$", "text"),
+        ("the angles are equal", "text"),
     ],
 )  # fmt: skip
 def test_answer_type_by_looks(gold, kind):

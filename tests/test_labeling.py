@@ -7,11 +7,21 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from tests.doubles import ToyGenerator, coin_policy, problem, say, solution
 
 from mmprm_lib.generation import Sampling
-from mmprm_lib.labeling import Options, intervals, judge, label, labels_to, mc_label, mc_score, sample_solutions, solutions_to
+from mmprm_lib.labeling import (
+    Options,
+    intervals,
+    judge,
+    label,
+    labels_to,
+    mc_label,
+    mc_score,
+    sample_solutions,
+    solutions_to,
+)
 from mmprm_lib.schema import Solution, StepLabels, read_records
+from tests.doubles import ToyGenerator, coin_policy, problem, say, solution
 
 RIGHT, WRONG, MUTE = say("Answer: 12"), say("Answer: 13"), say("hm")
 
@@ -21,9 +31,10 @@ def by_step(table):
     return lambda request, sample, sampling: table[len(request.prefix)][sample]
 
 
-def labelled(table, options=Options(n_rollouts=4), solutions=(solution(),), **fields):
+def labelled(table, options=None, solutions=None, **fields):
     generator = ToyGenerator(by_step(table))
-    return list(label(solutions, [problem()], generator, options, **fields)), generator
+    options = options or Options(n_rollouts=4)
+    return list(label(solutions or [solution()], [problem()], generator, options, **fields)), generator
 
 
 def test_counts_and_scores_of_a_hand_made_case():
@@ -92,7 +103,9 @@ def test_a_solution_without_steps_is_a_record_without_labels():
 
 
 def test_truth_fills_its_column_in_the_world_only():
-    truth = lambda problem, steps: [1, -1, 0]
+    def truth(problem, steps):
+        return [1, -1, 0]
+
     world = problem(scene={"family": "toy"})
     table = {1: [RIGHT] * 4, 2: [RIGHT] * 4}
     [record] = label([solution()], [world], ToyGenerator(by_step(table)), Options(n_rollouts=4), truth=truth)
@@ -121,20 +134,26 @@ def test_labels_are_made_as_they_are_asked_for():
 
 @pytest.mark.parametrize("window", [1, 5, 100])
 def test_order_of_completion_changes_nothing(window):
+    def labels(solutions, generator):
+        return {r.solution_id: r for r in label(solutions, [problem()], generator, Options(n_rollouts=3))}
+
     solutions = [solution(f"p0/s{i}") for i in range(9)]
-    reference = {r.solution_id: r for r in label(solutions, [problem()], ToyGenerator(coin_policy), Options(n_rollouts=3))}
-    other = {r.solution_id: r for r in label(solutions[::-1], [problem()], ToyGenerator(coin_policy, window), Options(n_rollouts=3))}
-    assert other == reference
+    assert labels(solutions[::-1], ToyGenerator(coin_policy, window)) == labels(solutions, ToyGenerator(coin_policy))
 
 
 def test_the_seed_changes_the_rollouts():
-    solutions, options = [solution(f"p0/s{i}") for i in range(9)], Options(n_rollouts=3)
-    scores = lambda seed: [r.mc_score for r in label(solutions, [problem()], ToyGenerator(coin_policy), options, Sampling(seed=seed))]
+    def scores(seed):
+        solutions, options = [solution(f"p0/s{i}") for i in range(9)], Options(n_rollouts=3)
+        return [
+            r.mc_score for r in label(solutions, [problem()], ToyGenerator(coin_policy), options, Sampling(seed=seed))
+        ]
+
     assert scores(0) == scores(0) != scores(1)
 
 
 def test_solutions_are_split_judged_and_named():
-    texts = [say("one\n\ntwo\n\nAnswer: 12"), say("Answer: 13"), say("one\n\nhm"), say("", "error", "ValueError: broken_image")]
+    failed = say("", "error", "ValueError: broken_image")
+    texts = [say("one\n\ntwo\n\nAnswer: 12"), say("Answer: 13"), say("one\n\nhm"), failed]
     drawn = list(sample_solutions([problem()], ToyGenerator(lambda r, i, s: texts[i]), 4, Sampling(seed=5)))
     assert [s.solution_id for s in drawn] == ["p0/s0", "p0/s1", "p0/s2", "p0/s3"]
     assert [s.verdict for s in drawn] == ["correct", "wrong", "unknown", "unknown"]
@@ -147,9 +166,9 @@ def test_solutions_are_split_judged_and_named():
 
 def test_max_steps_merges_neighbours():
     text = say("\n\n".join("abcde"))
-    steps = lambda most: next(sample_solutions([problem()], ToyGenerator(lambda r, i, s: text), 1, max_steps=most)).steps
-    assert steps(5) == ["a", "b", "c", "d", "e"]
-    assert steps(3) == ["a\n\nb", "c\n\nd", "e"]  # ceil(5 / 3) = 2 in a group
+    drawn = [next(sample_solutions([problem()], ToyGenerator(lambda *_: text), 1, max_steps=m)) for m in (5, 3)]
+    assert drawn[0].steps == ["a", "b", "c", "d", "e"]
+    assert drawn[1].steps == ["a\n\nb", "c\n\nd", "e"]  # ceil(5 / 3) = 2 in a group
 
 
 def test_a_text_cut_inside_its_answer_is_unknown():
@@ -172,11 +191,13 @@ def test_score_and_interval_by_hand():
     assert mc_score(16, 4) == 0.25 and mc_score(16, 4, 8) == 0.5 and mc_score(3, 0, 3) is None
     [record], _ = labelled({1: [RIGHT, RIGHT, WRONG, WRONG], 2: [MUTE] * 4})
     (low, high), nothing, _ = intervals(record)
-    # Wilson, k = 2, n = 4, z = 1.96: centre 0.5, half width z / (n + z^2) * sqrt(n/4 + z^2/4) = 1.96 / 7.8415 * sqrt(1.9604) = 0.3500
+    # Wilson, k = 2, n = 4, z = 1.96: centre 0.5, half width z / (n + z^2) * sqrt(n/4 + z^2/4)
+    # = 1.96 / 7.8416 * sqrt(1.9604) = 0.3500
     assert (round(low, 3), round(high, 3), nothing) == (0.15, 0.85, None)
 
 
 # -- killed and run again
+
 
 def chain(folder: Path, kill_after: int | None = None) -> list[StepLabels]:
     """18 solutions of 6 problems and their labels: 6 requests, then 18 x 2."""
@@ -239,7 +260,8 @@ def test_any_change_of_what_shapes_the_labels_is_refused(tmp_path, change):
         generator.fingerprint = weights
         problems = [problem(question=question, image_sha256=image)]
         options = Options(n_rollouts=rollouts, last_step=last_step)
-        labels_to(tmp_path / "labels.jsonl", [solution(steps=(step, "Answer: 12"))], problems, generator, options, Sampling(seed=seed))
+        solutions = [solution(steps=(step, "Answer: 12"))]
+        labels_to(tmp_path / "labels.jsonl", solutions, problems, generator, options, Sampling(seed=seed))
 
     other = dict(weights="b", rollouts=3, seed=1, question="How few?", image="1" * 64, last_step="rollout", step="won")
     attempt()
