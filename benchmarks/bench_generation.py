@@ -1,8 +1,8 @@
 """Throughput of TransformersGenerator against the best raw `model.generate`: `python benchmarks/bench_generation.py`.
 
 Both draw the same number of solutions for the same problems at temperature 1, and both are timed with everything they
-need: opening images, the processor, decoding of text. Raw `generate` gets `num_return_sequences` and the best of several
-batch sizes. Tokens are counted up to and with the end token. Rounds alternate, so that a busy machine hits both.
+need: opening images, the processor, decoding of text. Raw `generate` gets `num_return_sequences` and the best of
+several batch sizes. Tokens are counted up to and with the end token. Rounds alternate, so that other load hits both.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def measure(model, processor, problems: list, n: int, max_new_tokens: int, round
 
 
 def ratio(found: dict) -> dict[str, float | str]:
-    """generate_vs_raw for bench.json: ours at its best batch size over raw at its best; low and high over the rounds."""
+    """generate_vs_raw for bench.json: ours at its best batch size over raw at its best; low, high over the rounds."""
     best = {kind: max(rates.values(), key=np.median) for kind, rates in found.items()}
     rounds = np.array(best["ours"]) / np.array(best["raw"])
     size = max(found["raw"], key=lambda s: np.median(found["raw"][s]))

@@ -21,6 +21,7 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 3))]
 HATCHES = ["", "///", "...", "\\\\\\", "xx", "ooo", "++", "--"]
 SCORE_MAP = sns.blend_palette(["#D55E00", "#F7F7F7", "#0072B2"], as_cmap=True)  # wrong, undecided, right
+TRUTHS = {1: ("right", "#0072B2"), -1: ("wrong", "#D55E00"), 0: ("neutral", "#666666")}
 MM = 1 / 25.4
 CAPTION_CHARACTERS = 17  # per inch of width, at the caption's size
 
@@ -149,37 +150,18 @@ def _score_rows(
     for index, (text, height, score) in enumerate(zip(texts, heights, scores, strict=True)):
         known = score is not None and not np.isnan(score)
         colour = SCORE_MAP(float(np.clip(score, 0, 1))) if known else "white"
-        box = mpl.patches.Rectangle(
-            (0, top), end, height * 0.92, facecolor=colour, edgecolor="#666666", lw=0.6, hatch=None if known else "//"
-        )
-        axes.add_patch(box)
+        edge = dict(edgecolor="#666666", lw=0.6, hatch=None if known else "//")
+        axes.add_patch(mpl.patches.Rectangle((0, top), end, height * 0.92, facecolor=colour, **edge))
         ink = "white" if known and np.dot(colour[:3], (0.299, 0.587, 0.114)) < 0.45 else "black"
+        style = dict(va="center", fontsize=9, color=ink)
         middle = top + height * 0.46
-        axes.text(0.15, middle, f"{index + 1}  ", va="center", fontsize=8, color=ink)
-        axes.text(0.6, middle, text, va="center", fontsize=9, color=ink)
-        axes.text(
-            end - 0.15,
-            middle,
-            f"{score:.2f}" if known else "–",
-            va="center",
-            ha="right",
-            fontsize=9,
-            color=ink,
-            weight="bold",
-        )
+        axes.text(0.15, middle, f"{index + 1}  ", **style | {"fontsize": 8})
+        axes.text(0.6, middle, text, **style)
+        axes.text(end - 0.15, middle, f"{score:.2f}" if known else "–", ha="right", weight="bold", **style)
         if truth is not None:
-            sign, shade = {1: ("right", "#0072B2"), -1: ("wrong", "#D55E00"), 0: ("neutral", "#666666")}[
-                int(truth[index])
-            ]
-            axes.text(
-                end + 0.2,
-                middle,
-                sign,
-                va="center",
-                fontsize=9,
-                color=shade,
-                weight="bold" if truth[index] == -1 else "normal",
-            )
+            sign, shade = TRUTHS[int(truth[index])]
+            weight = "bold" if sign == "wrong" else "normal"
+            axes.text(end + 0.2, middle, sign, weight=weight, **style | {"color": shade})
         top += height
     axes.set(xlim=(0, end + (1.6 if truth is not None else 0.1)), ylim=(max(top, 0.5), -0.6))
     axes.text(end - 0.15, -0.15, name, ha="right", fontsize=8, color="#444444")

@@ -1,4 +1,4 @@
-"""Vision-language models: loading any of the Auto classes, the embedded base, and the one Trainer path that tunes them."""
+"""Vision-language models: loading any of the Auto classes, and the architecture of the embedded base."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -6,7 +6,12 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
 )
 from transformers.models.siglip import SiglipImageProcessorPil
 
@@ -24,7 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """The embedded tokenizer: byte-level BPE, one token per digit, every word of the world one token; any text can be encoded."""
+    """The embedded tokenizer: byte-level BPE, one token per digit and per word of the world; takes any text."""
     core = Tokenizer(models.BPE())
     pieces = Regex(r"\n\n| ?[0-9]| ?[A-Za-z]+| ?[^A-Za-z0-9\s]|\s")
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -33,49 +38,94 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     words = vocabulary()
     trainer = trainers.BpeTrainer(
-        vocab_size=1024, min_frequency=2, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=1024,
+        min_frequency=2,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     core.train_from_iterator([w for w in words for _ in range(2)], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False,
-        extra_special_tokens={"image_token": "<image>", "start_token": "<|im_start|>"}, padding_side="left",
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={"image_token": "<image>", "start_token": "<|im_start|>"},
+        padding_side="left",
     )
 
 
 def new_processor() -> LlavaProcessor:
     """The embedded processor: 112 x 112 pixels, 16 image tokens; white is 0, so that blank paper is silent."""
-    pixels = SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[1.0] * 3, image_std=[0.35] * 3)
+    pixels = SiglipImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[1.0] * 3, image_std=[0.35] * 3
+    )
     return LlavaProcessor(
-        image_processor=pixels, tokenizer=new_tokenizer(), patch_size=PATCH, vision_feature_select_strategy="full",
-        num_additional_image_tokens=0, chat_template=CHAT_TEMPLATE, image_token="<image>",
+        image_processor=pixels,
+        tokenizer=new_tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=CHAT_TEMPLATE,
+        image_token="<image>",
     )
 
 
-def new_base(seed: int = 0, width: int = 128, layers: int = 8, vision_layers: int = 2, tokenizer=None) -> LlavaForConditionalGeneration:
-    """The embedded architecture with random weights: SigLIP tower, two-layer projector, Qwen2 decoder; float32, evaluation mode."""
+def new_base(
+    seed: int = 0, width: int = 128, layers: int = 8, vision_layers: int = 2, tokenizer=None
+) -> LlavaForConditionalGeneration:
+    """The embedded architecture with random weights, float32: SigLIP tower, two-layer projector, Qwen2 decoder."""
     torch.manual_seed(seed)
     tokenizer = tokenizer or new_tokenizer()
     text = dict(
-        model_type="qwen2", vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width * 11 // 4, num_hidden_layers=layers,
-        num_attention_heads=width // 32, num_key_value_heads=width // 32, max_position_embeddings=16384, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        model_type="qwen2",
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
+        max_position_embeddings=16384,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.06,  # at the usual 0.02 so small a model stalls for a thousand updates
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
     vision = dict(
-        model_type="siglip_vision_model", hidden_size=128, intermediate_size=384, num_hidden_layers=vision_layers, num_attention_heads=4,
-        image_size=IMAGE_SIZE, patch_size=PATCH, vision_use_head=False,
+        model_type="siglip_vision_model",
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH,
+        vision_use_head=False,
     )
     config = LlavaConfig(
-        text_config=text, vision_config=vision, image_token_index=tokenizer.convert_tokens_to_ids("<image>"), tie_word_embeddings=True,
-        vision_feature_select_strategy="full", vision_feature_layer=-1, image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
+        text_config=text,
+        vision_config=vision,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=True,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
     )
     model = LlavaForConditionalGeneration(config).eval()
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
     return model
 
 
-def load(path: str | Path = "embedded", dtype: torch.dtype = torch.float32, trust_remote_code: bool = False, revision: str | None = None):
+def load(
+    path: str | Path = "embedded",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+):
     """(model, processor) of a checkpoint folder or hub id; "embedded" is the base that is shipped with the package.
 
     Only safetensors are read; code of the checkpoint runs only if `trust_remote_code` is set.
@@ -92,7 +142,7 @@ def load(path: str | Path = "embedded", dtype: torch.dtype = torch.float32, trus
 
 @contextmanager
 def training_attention(model):
-    """Within the block, attention on a CPU runs as plain matrix products: there the fused kernel's backward pass is 3 times slower."""
+    """Within the block, attention on a CPU is plain matrix products: the fused kernel's backward pass is far slower."""
     before = model.config._attn_implementation
     if model.device.type == "cpu":
         model.set_attn_implementation("eager")

@@ -49,6 +49,8 @@ def decision_labels(
                 f"{record.solution_id}: a {form.kind} PRM needs step labels, a solution has only a verdict"
             )
         return [{"correct": 1.0, "wrong": 0.0, "unknown": None}[record.verdict]] if record.steps else []
+    if labels not in ("soft", "hard"):
+        raise ValueError(f"labels is {labels!r}: choose soft or hard")
     mc = record.mc_score
     hard = [None if m is None else float(m > threshold) for m in mc]
     if form.kind == "chat_advantage":

@@ -81,31 +81,8 @@ def bars(
     width = 0.8 / len(groups)
     for index, group in enumerate(groups):
         part = frame if hue is None else frame[frame[hue] == group]
-        part = part.assign(**{x: part[x].astype(str)}).set_index(x)
-        at = np.array([names.index(name) for name in part.index]) + (index - (len(groups) - 1) / 2) * width
-        errors = _errors(part[y], part["low"], part["high"]) if "low" in part else None
-        style = dict(color=COLOURS[index % 8], hatch=HATCHES[index % 8], edgecolor="white", linewidth=0.6)
-        axes.bar(
-            at,
-            part[y],
-            width,
-            label=None if group is None else str(group),
-            yerr=errors,
-            capsize=2,
-            error_kw={"lw": 1},
-            **style,
-        )
-        tops = part[y] + (errors[1] if errors is not None else 0)
-        for place, top, value in zip(at, tops, part[y], strict=True):
-            text = f"{value:.0%}" if percent else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
-            axes.annotate(
-                text,
-                (place, top),
-                (0, 2),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7 if len(at) * len(groups) > 8 else 8,
-            )
+        at = np.array([names.index(str(name)) for name in part[x]]) + (index - (len(groups) - 1) / 2) * width
+        _bar_series(axes, at, part, y, width, index, group, percent)
     long = max(map(len, names)) * len(names) > 50
     axes.set_xticks(
         range(len(names)),
@@ -121,6 +98,20 @@ def bars(
     if hue:
         _legend_outside(axes, hue.replace("_", " "))
     return add_caption(figure, caption or _interval_note(frame))
+
+
+def _bar_series(
+    axes: Axes, at: np.ndarray, part: pd.DataFrame, y: str, width: float, index: int, label: object, percent: bool
+) -> None:
+    errors = _errors(part[y], part["low"], part["high"]) if "low" in part else None
+    style = dict(color=COLOURS[index % 8], hatch=HATCHES[index % 8], edgecolor="white", linewidth=0.6)
+    name = None if label is None else str(label)
+    axes.bar(at, part[y], width, label=name, yerr=errors, capsize=2, error_kw={"lw": 1}, **style)
+    tops = part[y] + (errors[1] if errors is not None else 0)
+    size = 8 if width > 0.3 else 7
+    for place, top, value in zip(at, tops, part[y], strict=True):
+        text = f"{value:.0%}" if percent else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+        axes.annotate(text, (place, top), (0, 2), textcoords="offset points", ha="center", fontsize=size)
 
 
 def label_quality_by_k(frame: pd.DataFrame, *, caption: str = "") -> Figure:

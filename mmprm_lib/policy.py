@@ -60,9 +60,21 @@ def collate(encoder: Encoder, batch: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def fine_tune(
-    model, processor, pairs: Sequence[tuple[Problem, list[str]]], output_dir: str | Path, *, learning_rate: float, epochs: float = 1.0,
-    batch_size: int = 64, gradient_accumulation: int = 1, lora_rank: int = 0, freeze_vision: bool = True, warmup_share: float = 0.05,
-    weight_decay: float = 0.0, bf16: bool = False, seed: int = 0,
+    model,
+    processor,
+    pairs: Sequence[tuple[Problem, list[str]]],
+    output_dir: str | Path,
+    *,
+    learning_rate: float,
+    epochs: float = 1.0,
+    batch_size: int = 64,
+    gradient_accumulation: int = 1,
+    lora_rank: int = 0,
+    freeze_vision: bool = True,
+    warmup_share: float = 0.05,
+    weight_decay: float = 0.0,
+    bf16: bool = False,
+    seed: int = 0,
 ):
     """(model, history): the policy, tuned in place on (problem, steps) pairs and saved in `output_dir`, and Trainer's log.
 
@@ -73,15 +85,26 @@ def fine_tune(
     encoder = Encoder(FORMATS["judge"], processor, context_length(model))
     data, dropped = rows(encoder, pairs)
     if not data:
-        raise ValueError(f"none of {len(pairs)} solutions fits into {encoder.max_length} tokens: shorten them or take a longer context")
+        raise ValueError(
+            f"none of {len(pairs)} solutions fits into {encoder.max_length} tokens: shorten them or take a longer context"
+        )
     if freeze_vision:
         for tower in vision_towers(model):
             tower.requires_grad_(False)
     tuned = with_lora(model, lora_rank, "policy", None) if lora_rank else model
     arguments = TrainingArguments(
-        output_dir=str(output_dir), learning_rate=learning_rate, num_train_epochs=epochs, per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=gradient_accumulation, warmup_steps=warmup_share, weight_decay=weight_decay,
-        lr_scheduler_type="cosine", bf16=bf16, seed=seed, use_cpu=model.device.type == "cpu", **TRAINER_HABITS,
+        output_dir=str(output_dir),
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation,
+        warmup_steps=warmup_share,
+        weight_decay=weight_decay,
+        lr_scheduler_type="cosine",
+        bf16=bf16,
+        seed=seed,
+        use_cpu=model.device.type == "cpu",
+        **TRAINER_HABITS,
     )
     trainer = Trainer(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
     trainer.remove_callback(PrinterCallback)
@@ -107,9 +130,16 @@ def step_frame(problems: Sequence[Problem], solutions: Sequence[Solution]) -> pd
             judged = world.check_step(problem, solution.steps[:place], step)
             out.append(
                 dict(
-                    solution_id=solution.solution_id, family=problem.scene["family"], form="choice" if problem.choices else "fill_in",
-                    tricky=problem.scene["tricky"], place=place, kind=world.step_kind(step), truth=judged.truth,
-                    error=world.error_kind(judged), first=clean, verdict=solution.verdict,
+                    solution_id=solution.solution_id,
+                    family=problem.scene["family"],
+                    form="choice" if problem.choices else "fill_in",
+                    tricky=problem.scene["tricky"],
+                    place=place,
+                    kind=world.step_kind(step),
+                    truth=judged.truth,
+                    error=world.error_kind(judged),
+                    first=clean,
+                    verdict=solution.verdict,
                 )
             )
             clean = clean and judged.truth != -1

@@ -17,9 +17,10 @@ from tokenizers import AddedToken
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mmprm_lib import models
+from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
 from mmprm_lib.schema import Problem, Solution, StepLabels
-from mmprm_lib.scoring import VISION_TOWERS, Encoder, Scorer, StepHead, context_length, label_ids, vision_towers
+from mmprm_lib.scoring import VISION_TOWERS, Scorer, StepHead, context_length, label_ids, vision_towers
 from mmprm_lib.steps import FORMATS, MARKER, Format
 
 
@@ -212,7 +213,7 @@ def train(
     train_history: str = "true",
     max_length: int | None = None,
     seed: int = 0,
-    eval_records: Sequence[StepLabels | Solution] = (),
+    eval_records: Sequence[StepLabels | Solution] | None = None,
     eval_problems: Sequence[Problem] | None = None,
     **training,
 ) -> TrainedPRM:
@@ -230,7 +231,7 @@ def train(
     if form.marker == MARKER:
         add_marker(model, processor, marker_init)
     data = examples(form, records, problems, labels, threshold)
-    validation = examples(form, eval_records, eval_problems or problems, labels, threshold)
+    validation = examples(form, eval_records or (), eval_problems or problems, labels, threshold)
     encoder = Encoder(form, processor, max_length or context_length(model))
     rows, dropped = training_rows(encoder, data, train_history)
     if not rows:
@@ -297,6 +298,7 @@ def training_arguments(
 def _head(form: Format, model, processor, lora_rank: int, freeze_vision: bool, marker_id: int | None) -> StepHead:
     """The module to train, with what is frozen frozen."""
     towers = vision_towers(model) if freeze_vision else []
+    model.requires_grad_(True)  # an earlier training may have frozen something
     for tower in towers:
         tower.requires_grad_(False)
     words = label_ids(form, processor.tokenizer)

@@ -152,7 +152,8 @@ def _kernel_of_this_python() -> Iterator[None]:
             "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
             "display_name": "Python 3 (ipykernel)",
             "language": "python",
-            "env": {"PYTHONPATH": path},
+            # figures are shown in the notebook even where the caller asked for another backend
+            "env": {"PYTHONPATH": path, "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
         }
         write_json(Path(folder) / "kernels" / "python3" / "kernel.json", spec)
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before["JUPYTER_PATH"]]))

@@ -1,26 +1,21 @@
-"""How a discriminative PRM reads a solution: records to tensors, one forward pass for all steps, step scores. Used by
-`prm`.
+"""How a discriminative PRM reads a solution: records to tensors, one forward pass for all steps, step scores.
 
-All candidates of a problem share one image encoding, and the vocabulary head is read at the decisions' positions and at
-the label words' rows only (MM-PRM computes the whole vocabulary at every position and encodes the image once per
-candidate).
+All candidates of a problem share one computation of image and prompt, and the vocabulary head is read at the decisions'
+positions and at the label words' rows only. (MM-PRM computes the whole vocabulary at every position, and image and
+prompt once per candidate.)
 """
 
 import hashlib
-import inspect
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from mmprm_lib.data import open_image
+from mmprm_lib.encoding import Encoded, Encoder
 from mmprm_lib.schema import Problem, Scores, fingerprint
-from mmprm_lib.steps import FORMATS, MARKER, TEMPLATES, Format
+from mmprm_lib.steps import FORMATS, Format
 
 TEMPLATE_VERSION = 1  # raise it when a template's text changes: it is part of every fingerprint
 VISION_TOWERS = (
@@ -28,24 +23,6 @@ VISION_TOWERS = (
     "visual",
     "vision_model",
 )  # what transformers calls it in the models of the Auto classes
-CACHE_BYTES = 512 << 20  # image tensors kept; 3,400 of the embedded world's, some 30 of a tiled page
-
-
-class Prompt(NamedTuple):
-    """A tokenised prompt: token ids, other per-token rows that the model wants, and the image tensors."""
-
-    ids: list[int]
-    rows: dict[str, list[int]]
-    images: dict[str, torch.Tensor]
-
-
-class Encoded(NamedTuple):
-    """One record as tokens: `positions[i]` is the token at which decision i is read; `text` is its prompt."""
-
-    ids: list[int]
-    positions: list[int]
-    problem: Problem
-    text: str
 
 
 def label_ids(form: Format, tokenizer) -> list[int]:
@@ -62,85 +39,6 @@ def label_ids(form: Format, tokenizer) -> list[int]:
     raise ValueError(
         f"no single tokens for the labels {form.labels} of the {form.kind} PRM: set Format.labels to words that are"
     )
-
-
-class Encoder:
-    """Records to token ids and batches to tensors; the prompt and the image of a problem are processed once while
-    cached.
-    """
-
-    def __init__(self, form: Format, processor, max_length: int):
-        self.form, self.processor, self.max_length = form, processor, max_length
-        self.tokenizer = processor.tokenizer
-        self.marker_id = self.tokenizer.convert_tokens_to_ids(MARKER) if form.marker == MARKER else None
-        if form.marker == MARKER and MARKER not in self.tokenizer.get_vocab():
-            raise ValueError(
-                f"the tokenizer has no {MARKER} token: this is no trained {form.kind} PRM, train one or load one"
-            )
-        self.prompts: OrderedDict[tuple, Prompt] = OrderedDict()
-        self.n_bytes = 0
-
-    def prompt(self, problem: Problem, text: str) -> Prompt:
-        """The tokenised prompt of a problem with its image; the least recently used is forgotten."""
-        key = (problem.problem_id, problem.image_sha256, text)
-        if key not in self.prompts:
-            features = self.processor(
-                text=[text], images=[open_image(problem)], return_tensors="pt", add_special_tokens=False
-            )
-            shape = features["input_ids"].shape
-            rows = {k: v[0].tolist() for k, v in features.items() if v.shape == shape and k != "attention_mask"}
-            images = {k: v for k, v in features.items() if v.shape != shape}
-            self.prompts[key] = Prompt(rows.pop("input_ids"), rows, images)
-            self.n_bytes += sum(image.nbytes for image in images.values())
-            while self.n_bytes > CACHE_BYTES and len(self.prompts) > 1:
-                self.n_bytes -= sum(image.nbytes for image in self.prompts.popitem(last=False)[1].images.values())
-        self.prompts.move_to_end(key)
-        return self.prompts[key]
-
-    def encode(self, problem: Problem, steps: list[str], name: str, history: list[str] | None = None) -> Encoded:
-        """Tokens and decision positions of one solution. ValueError naming `name` if markers and decisions disagree in
-        number.
-        """
-        extra = {"history": history} if self.form.kind.startswith("chat") else {}
-        layout = TEMPLATES[self.form.kind](problem, steps, self.processor, self.form, **extra)
-        prompt = self.prompt(problem, layout.prompt)
-        pieces = self.tokenizer(layout.pieces, add_special_tokens=False)["input_ids"] if layout.pieces else []
-        ids, positions = list(prompt.ids), []
-        for piece in pieces:
-            ids += piece
-            positions.append(len(ids) - 1)
-        expected = 1 if self.form.kind == "orm" and steps else len(steps)
-        found = len(positions) if self.marker_id is None else ids.count(self.marker_id)
-        if found != expected or len(set(positions)) != expected:
-            raise ValueError(f"{name}: {found} decisions after tokenising for {expected} labels: check the steps' text")
-        return Encoded(ids, positions, problem, layout.prompt)
-
-    def collate(self, rows: Sequence[Encoded], share_images: bool = False) -> dict[str, torch.Tensor]:
-        """Right-padded tensors: `input_ids`, `attention_mask` (batch, token), `positions` (batch, step; padding 0),
-        image tensors.
-
-        With `share_images` an image that several rows show is kept once and `image_of` (batch,) says which is whose.
-        """
-        length, pad = max(len(row.ids) for row in rows), self.tokenizer.pad_token_id or 0
-        batch = {
-            "input_ids": _padded([row.ids for row in rows], length, pad),
-            "attention_mask": _padded([[1] * len(row.ids) for row in rows], length, 0),
-            "positions": _padded([row.positions for row in rows], max(1, max(len(row.positions) for row in rows)), 0),
-        }
-        prompts = [self.prompt(row.problem, row.text) for row in rows]
-        for key in prompts[0].rows:  # e.g. mm_token_type_ids: everything after the prompt is text, type 0
-            batch[key] = _padded([prompt.rows[key] for prompt in prompts], length, 0)
-        unique = list({id(prompt): prompt for prompt in prompts}.values()) if share_images else prompts
-        for key in unique[0].images:
-            batch[key] = torch.cat([prompt.images[key] for prompt in unique])
-        if share_images:
-            place = {id(prompt): index for index, prompt in enumerate(unique)}
-            batch["image_of"] = torch.tensor([place[id(prompt)] for prompt in prompts])
-        return batch
-
-
-def _padded(lists: Iterable[Sequence[int]], width: int, value: int) -> torch.Tensor:
-    return torch.tensor([[*values, *[value] * (width - len(values))] for values in lists])
 
 
 class StepHead(nn.Module):
@@ -164,35 +62,44 @@ class StepHead(nn.Module):
             module.eval()
         return self
 
-    def forward(self, positions, image_of=None, **inputs) -> torch.Tensor:
-        vlm = (
-            self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
-        )  # a peft model hooks its layers in place
-        if image_of is not None:
-            inputs |= _shared_features(vlm, inputs, image_of)
-        hidden = vlm.base_model(**inputs, use_cache=False).last_hidden_state  # (batch, token, width)
+    def forward(self, positions, prompts=None, prompt_of=None, **inputs) -> torch.Tensor:
+        """Logits for a batch of `Encoder.collate` or, with `prompts`, of `Encoder.collate_shared`."""
+        # a peft model hooks its layers into the model it wraps
+        vlm = self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
+        body = vlm.base_model
+        if prompts is None:
+            hidden = body(**inputs, use_cache=False).last_hidden_state  # (batch, token, width)
+        else:
+            hidden = _after_prompts(body, prompts, prompt_of, **inputs)
         at = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))  # (batch, step, width)
         head = vlm.get_output_embeddings()
         head = getattr(head, "base_layer", head)
         bias = None if getattr(head, "bias", None) is None else head.bias[self.labels]
-        return nn.functional.linear(at, head.weight[self.labels], bias).float()
+        return nn.functional.linear(at, head.weight[self.labels].to(at.dtype), bias).float()
 
 
-def shares_images(vlm) -> bool:
-    """Whether the model takes encoded images (one feature tensor per image) in place of pixels."""
-    return "mm_encoder_outputs" in inspect.signature(vlm.base_model.forward).parameters and hasattr(
-        vlm, "get_image_features"
-    )
+def _after_prompts(body, prompts: dict, prompt_of: torch.Tensor, input_ids, attention_mask) -> torch.Tensor:
+    """Hidden states (batch, token, width) of the tokens after the prompts; each prompt is computed once."""
+    known = prompts["attention_mask"]
+    where = (known.cumsum(-1) - 1).clamp(min=0)
+    cache = body(**prompts, position_ids=where, use_cache=True).past_key_values
+    cache.batch_select_indices(prompt_of)
+    start = known.sum(-1)[prompt_of]
+    return body(
+        input_ids=input_ids,
+        attention_mask=torch.cat([known[prompt_of], attention_mask], -1),
+        position_ids=start[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
 
 
-def _shared_features(vlm, inputs: dict, image_of: torch.Tensor) -> dict:
-    """The model's argument for images that are encoded already, one per row; the pixel tensors are taken out of
-    `inputs`.
-    """
-    names = [key for key in inputs if key == "pixel_values" or key.startswith("image_")]
-    features = vlm.get_image_features(**{key: inputs.pop(key) for key in names}, return_dict=True).pooler_output
-    rows = [features[index] for index in image_of.tolist()]
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=rows)}}
+def shares_prompts(vlm) -> bool:
+    """Whether a prompt's cache may serve several candidates: one position per token (no mrope), full attention."""
+    config = getattr(vlm.config, "text_config", vlm.config)
+    rope = getattr(config, "rope_parameters", None) or {}
+    plain = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    return plain and "mrope_section" not in rope
 
 
 def vision_towers(vlm) -> list[nn.Module]:
@@ -222,6 +129,10 @@ def probabilities(logits: torch.Tensor) -> torch.Tensor:
     return p[..., 0] + (p[..., 2] / 2 if p.shape[-1] == 3 else 0.0)
 
 
+def _moved(batch: dict, device: torch.device) -> dict:
+    return {k: _moved(v, device) if isinstance(v, dict) else v.to(device) for k, v in batch.items()}
+
+
 class Scorer:
     """Step scores of solutions by one PRM: `kind` is a name of FORMATS, or a Format.
 
@@ -237,9 +148,10 @@ class Scorer:
         processor,
         batch_size: int = 256,
         *,
-        batch_tokens: int = 32768,
+        batch_tokens: int = 8192,
         history: str = "plus",
         max_length: int | None = None,
+        bf16: bool = False,
         name: str | None = None,
     ):
         if history not in ("plus", "predicted"):
@@ -247,10 +159,10 @@ class Scorer:
         self.form = FORMATS[kind] if isinstance(kind, str) else kind
         self.head = StepHead(model, label_ids(self.form, processor.tokenizer))
         self.head.to(model.device)
-        self.batch_size, self.batch_tokens, self.history = batch_size, batch_tokens, history
+        self.batch_size, self.batch_tokens, self.history, self.bf16 = batch_size, batch_tokens, history, bf16
         self.encoder = Encoder(self.form, processor, max_length or context_length(model))
         self.name = name or self.form.kind
-        self.share_images = shares_images(model)
+        self.share_prompts = shares_prompts(model)
 
     @property
     def fingerprint(self) -> str:
@@ -267,7 +179,7 @@ class Scorer:
             str(processor.chat_template),
             processor.image_processor.to_json_string(),
         ]
-        return fingerprint([TEMPLATE_VERSION, asdict(self.form), digest.hexdigest(), texts, self.history])
+        return fingerprint([TEMPLATE_VERSION, asdict(self.form), digest.hexdigest(), texts, self.history, self.bf16])
 
     def score(self, problems: Problem | Iterable[Problem], solutions: Sequence) -> list[np.ndarray]:
         """One float32 array per solution (records with `solution_id`, `problem_id` and `steps`), one score in [0, 1]
@@ -321,9 +233,9 @@ class Scorer:
                 )
         for group in self._batches([i for i in order if encoded[i].positions], encoded, solutions):
             rows = [encoded[i] for i in group]
-            batch = {k: v.to(self.head.labels.device) for k, v in self.encoder.collate(rows, self.share_images).items()}
-            with torch.inference_mode():
-                p = probabilities(self.head(**batch)).cpu().numpy()
+            batch = self.encoder.collate_shared(rows) if self.share_prompts else self.encoder.collate(rows)
+            with torch.inference_mode(), torch.autocast(self.head.labels.device.type, torch.bfloat16, self.bf16):
+                p = probabilities(self.head(**_moved(batch, self.head.labels.device))).cpu().numpy()
             for i, row, line in zip(group, rows, p, strict=True):
                 scores[i] = line[: len(row.positions)].astype(np.float32)
         return scores

@@ -30,7 +30,7 @@ def say(text: str, finish_reason: str = "stop", error: str = "") -> Completion:
 
 
 class ToyGenerator:
-    """Answers sample i of a request with `script(request, i, sampling)`; reads `window` requests, gives them in reverse.
+    """Answers sample i of a request with `script(request, i, sampling)`; reads `window` requests, gives them reversed.
 
     `kill_after`: the process kills itself, as by `kill -9`, before it gives back request number so and so.
     """

@@ -62,7 +62,7 @@ def test_temperature_top_k_and_top_p_by_hand():
     assert (drawn(0.5), drawn(0.5, temperature=0.5)) == (2, 3)  # squares 1, 4, 9, 16 of 30: cumulative 0.03, 0.17, 0.47
     assert drawn(0.0, temperature=0) == 3
     assert (drawn(0.4, top_k=2), drawn(0.45, top_k=2)) == (2, 3)  # 0.3 / 0.7 = 0.43
-    assert (drawn(0.1), drawn(0.1, top_p=0.5), drawn(0.45, top_p=0.5)) == (1, 2, 3)  # 0.4 + 0.3 reach 0.5
+    assert (drawn(0.15), drawn(0.15, top_p=0.5), drawn(0.45, top_p=0.5)) == (1, 2, 3)  # 0.4 + 0.3 reach 0.5
     assert drawn(0.0, top_p=0.4) == 3
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmprm_lib import data, models, objective, prm, scoring, steps
+from mmprm_lib import data, encoding, models, objective, prm, scoring, steps
 from mmprm_lib.schema import Solution, StepLabels
 
 FORMS = steps.FORMATS
@@ -180,7 +180,7 @@ def test_a_scorer_without_the_marker_is_refused():
 def test_markers_and_labels_agree_even_where_a_step_spells_a_marker(problems, monkeypatch):
     model, processor = fresh()
     parts = ["a<prm>b", "<image>", "c"]
-    encoder = scoring.Encoder(FORMS["marker"], processor, 512)
+    encoder = encoding.Encoder(FORMS["marker"], processor, 512)
     row = encoder.encode(problems[0], parts, "s1")
     marker, image = (processor.tokenizer.convert_tokens_to_ids(t) for t in ("<prm>", "<image>"))
     assert [row.ids[p] for p in row.positions] == [marker] * 3
@@ -194,13 +194,14 @@ def test_markers_and_labels_agree_even_where_a_step_spells_a_marker(problems, mo
 def test_training_and_scoring_see_the_same_tokens(problems, kind, monkeypatch):
     model, processor = fresh()
     record = labelled(problems[0], ["a", "b c"], [1.0, 1.0])
-    encoder = scoring.Encoder(FORMS[kind], processor, 512)
+    encoder = encoding.Encoder(FORMS[kind], processor, 512)
     (row,), dropped = prm.training_rows(
         encoder, objective.examples(FORMS[kind], [record], problems, "hard", 0.0), "plus"
     )
     batch = prm.collate_labelled(encoder, [row])
     seen = []
     scorer = scoring.Scorer(kind, model, processor)
+    scorer.share_prompts = False
     monkeypatch.setattr(scorer.head, "forward", lambda **b: seen.append(b) or torch.zeros(*b["positions"].shape, 2))
     scorer.score(problems, [record])
     for key in ("input_ids", "attention_mask", "positions", "pixel_values"):
@@ -219,7 +220,7 @@ def test_a_score_depends_on_the_solution_alone(problems, kind):
     assert [len(s) for s in together] == ([1, 0, 1] if kind == "orm" else [3, 0, 1]) * 3
     alone = scoring.Scorer(kind, model, processor, batch_size=1)
     back = scoring.Scorer(kind, model, processor, batch_tokens=150).score(problems[::-1], made[::-1])[::-1]
-    alone.share_images = False
+    alone.share_prompts = False
     for a, b, c in zip(together, alone.score(problems, made), back, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
         np.testing.assert_allclose(a, c, atol=2e-6)
@@ -284,6 +285,14 @@ def test_an_over_long_solution_is_an_error_that_names_it(problems):
         scoring.Scorer("marker", model, processor).score(problems[1], [solution(problems[0], ["a"])])
 
 
+def test_bf16_is_close_and_has_its_own_fingerprint(problems):
+    model, processor = fresh()
+    made = [solution(problems[0], ["a", "b"])]
+    full, half = (scoring.Scorer("marker", model, processor, bf16=b) for b in (False, True))
+    assert 0 < np.abs(full.score(problems, made)[0] - half.score(problems, made)[0]).max() < 0.05
+    assert full.fingerprint != half.fingerprint
+
+
 def test_score_records_keep_ids_and_order(problems):
     made = [solution(p, ["a", "b"], f"s{i}") for i, p in enumerate(problems[:3])]
     lines = list(scoring.Scorer("marker", *fresh(), name="mine").score_records(problems, made, chunk=2))
@@ -316,7 +325,7 @@ def test_records_that_cannot_be_trained_on_are_counted(problems):
         labelled(problems[1], ["7 " * 80], [1.0]),
         labelled(problems[2], ["a"], [None]),
     ]
-    encoder = scoring.Encoder(FORMS["marker"], processor, 100)
+    encoder = encoding.Encoder(FORMS["marker"], processor, 100)
     rows, dropped = prm.training_rows(encoder, objective.examples(FORMS["marker"], made, problems, "soft", 0.0))
     assert dropped == {"too_long": 1, "unlabelled": 1}
     assert prm.collate_labelled(encoder, rows)["labels"].tolist() == [[pytest.approx(0.3)]]
@@ -324,7 +333,7 @@ def test_records_that_cannot_be_trained_on_are_counted(problems):
 
 def test_train_history_shows_labels_or_plus(problems):
     _, processor = fresh()
-    encoder = scoring.Encoder(FORMS["chat"], processor, 512)
+    encoder = encoding.Encoder(FORMS["chat"], processor, 512)
     made = objective.examples(
         FORMS["chat"], [labelled(problems[0], ["a", "b", "c"], [0.0, None, 0.5])], problems, "hard", 0.0
     )

@@ -28,7 +28,7 @@ def read(phrase: str, key: str, takes: str = "") -> dict:
 
 
 def calc(head: str, left: str, op: str, right: str) -> dict:
-    """A step that computes; an operand is the name of a value, a constant such as "180", or "r0", "r1": earlier results."""
+    """A step that computes; an operand is the name of a value, a constant such as "180", or "r0", an earlier result."""
     return {"head": head, "left": left, "op": op, "right": right}
 
 
@@ -45,15 +45,16 @@ def bars(rng: random.Random, hard: float) -> Draft:
     if kind == "add_take" and values[a] + values[b] < values[c]:
         kind = "add_add"
     first = ("Sum", "+") if kind.startswith("add") else ("Difference", "-")
-    start = {"add": "What are bar {a} and {b} together", "take": "How much more is bar {a} than {b}"}[kind.split("_")[0]]
+    start = "What are bar {a} and {b} together" if kind.startswith("add") else "How much more is bar {a} than {b}"
     tail = {"take": ", less bar {c}", "add": ", plus bar {c}"}.get(kind.partition("_")[2], "")
-    ask = lambda who: (start + tail + "?").format(a=a, b=who, c=c)
+    plain, tricky = ((start + tail + "?").format(a=a, b=who, c=c) for who in (f"bar {b}", f"the bar before {after}"))
     plan = [read(f"Bar {a}", a), read(f"Bar {b}", b), calc(first[0], a, first[1], b)]
     trap = [plan[0], read(f"Bar {b}", b, takes=after), plan[2]]  # the neighbouring bar
     more = []
     if tail:
-        more = [read(f"Bar {c}", c), calc(*(("Sum", "r0", "+") if kind.endswith("add") else ("Difference", "r0", "-")), c)]
-    return Draft(values, ask(f"bar {b}"), ask(f"the bar before {after}"), plan + more, trap + more, {})
+        last = calc("Sum", "r0", "+", c) if kind.endswith("add") else calc("Difference", "r0", "-", c)
+        more = [read(f"Bar {c}", c), last]
+    return Draft(values, plain, tricky, plan + more, trap + more, {})
 
 
 def table(rng: random.Random, hard: float) -> Draft:
@@ -84,7 +85,14 @@ def triangle(rng: random.Random, hard: float) -> Draft:
     start = [read(f"Angle {a}", a), read(f"Angle {b}", b), calc("Sum", a, "+", b)]
     third = calc("Angle", "180", "-", "r0")
     if rng.random() < hard:  # the outer angle is the sum of the other two: the trap subtracts once too often
-        return Draft(values, f"What is the outer angle at {x}?", f"How far does a line turn at {x}?", start, start + [third], {"open": x})
+        return Draft(
+            values,
+            f"What is the outer angle at {x}?",
+            f"How far does a line turn at {x}?",
+            start,
+            start + [third],
+            {"open": x},
+        )
     return Draft(values, f"What is angle {x}?", f"How wide is the corner {x}?", start + [third], start, {"open": x})
 
 
@@ -108,14 +116,24 @@ def rectangle(rng: random.Random, hard: float) -> Draft:
 
 def line(rng: random.Random, hard: float) -> Draft:
     """Three points on a number line from 0 to 9: a distance, or the length of a walk."""
-    values = dict(zip("ABC", rng.sample(range(10), 3)))
+    values = dict(zip("ABC", rng.sample(range(10), 3), strict=True))
     a, b, c = rng.sample("ABC", 3)
-    far = lambda x, y: calc("Distance", *((x, "-", y) if values[x] > values[y] else (y, "-", x)))
+
+    def far(x: str, y: str) -> dict:
+        return calc("Distance", x, "-", y) if values[x] > values[y] else calc("Distance", y, "-", x)
+
     hop = [read(f"Point {a}", a), read(f"Point {b}", b), far(a, b)]
     wrong = hop[:2] + [calc("Distance", a, "+", b)]  # adds the places instead of taking their distance
     if rng.random() < hard:
         more = [read(f"Point {c}", c), far(b, c), calc("Sum", "r0", "+", "r1")]
-        return Draft(values, f"How far is it from {a} to {b} and on to {c}?", f"How long is the walk {a}, {b}, {c}?", hop + more, wrong + more, {})
+        return Draft(
+            values,
+            f"How far is it from {a} to {b} and on to {c}?",
+            f"How long is the walk {a}, {b}, {c}?",
+            hop + more,
+            wrong + more,
+            {},
+        )
     return Draft(values, f"How far is it from {a} to {b}?", f"How much lies between {a} and {b}?", hop, wrong, {})
 
 
@@ -132,14 +150,17 @@ def parts(family: str, values: dict[str, int]) -> dict[str, str]:
 
 
 def vocabulary() -> list[str]:
-    """Every word of the world's questions and steps, as a tokenizer meets it: at the start of a line and after a space."""
+    """Every word of the world's questions and steps as a tokenizer meets it: at a line's start and after a space."""
     rng, words = random.Random(0), set()
     for name, family in FAMILIES.items():
         for _ in range(300):
             draft = family(rng, 0.5)
             heads = [item.get("head") or item["read"] for item in draft.plan + draft.trap]
-            words.update(re.findall(r"[A-Za-z]+", " ".join([draft.plain, draft.tricky, *heads, *parts(name, draft.values)])))
-    words.update("user assistant system Answer Look at the figure Now compute Read first is Yes No True False Correct Incorrect".split())
-    words.update("Describe Compute Judge each statement Question Solution Process Step Intent Image Logic Judgement".split())
+            words.update(
+                re.findall(r"[A-Za-z]+", " ".join([draft.plain, draft.tricky, *heads, *parts(name, draft.values)]))
+            )
+    words.update("user assistant system Answer Look at the figure Now compute Read first is Yes No True False".split())
+    words.update("Correct Incorrect Describe Compute Judge each statement Question Solution Process Step".split())
+    words.update("Intent Image Logic Judgement".split())
     marks = list("?,:.+-*=()")
     return sorted(w for word in [*words, *marks, *"0123456789"] for w in (word, " " + word)) + ["\n\n"]

@@ -1,7 +1,7 @@
 """Figures of the scenes: 112 x 112 RGB, drawn at twice the size and reduced, so that edges are smooth."""
 
 import random
-from functools import lru_cache
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,8 +10,9 @@ INK, GREY, FAINT = (40, 40, 48), (150, 150, 158), (226, 226, 230)
 HUES = [(52, 101, 164), (204, 92, 30), (60, 140, 76), (150, 70, 150), (180, 40, 60), (40, 140, 150)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font that Pillow ships, at a size in doubled pixels."""
     return ImageFont.load_default(size=size)
 
 
@@ -21,6 +22,7 @@ def write(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, size: int = 
 
 
 def bars(draw: ImageDraw.ImageDraw, values: dict, extra: dict, look: random.Random) -> None:
+    """A bar chart with a grid line per unit."""
     hues = look.sample(HUES, 4)
     for height in range(0, 10):
         y = 188 - 20 * height
@@ -33,6 +35,7 @@ def bars(draw: ImageDraw.ImageDraw, values: dict, extra: dict, look: random.Rand
 
 
 def table(draw: ImageDraw.ImageDraw, values: dict, extra: dict, look: random.Random) -> None:
+    """Prices and counts of three goods."""
     hue = look.choice(HUES)
     draw.rectangle([0, 0, 223, 54], fill=hue)
     write(draw, 88, 28, "price", 28, (255, 255, 255))
@@ -47,6 +50,7 @@ def table(draw: ImageDraw.ImageDraw, values: dict, extra: dict, look: random.Ran
 
 
 def triangle(draw: ImageDraw.ImageDraw, values: dict, extra: dict, look: random.Random) -> None:
+    """A triangle with two angles given; not to scale."""
     hue, top = look.choice(HUES), look.choice([84, 112, 140])
     soft = tuple(255 - (255 - c) // 5 for c in hue)
     draw.polygon([(14, 184), (210, 184), (top, 22)], fill=soft)
@@ -54,10 +58,13 @@ def triangle(draw: ImageDraw.ImageDraw, values: dict, extra: dict, look: random.
     for name, (x, y) in {"A": (12, 206), "B": (212, 206), "C": (top, 10)}.items():
         write(draw, x, y, name, 26)
     for name, (x, y) in {"A": (60, 166), "B": (164, 166), "C": (112, 84)}.items():
-        write(draw, x, y, "?" if name == extra["open"] else str(values[name]), 30, hue if name == extra["open"] else INK)
+        write(
+            draw, x, y, "?" if name == extra["open"] else str(values[name]), 30, hue if name == extra["open"] else INK
+        )
 
 
 def rectangle(draw: ImageDraw.ImageDraw, values: dict, extra: dict, look: random.Random) -> None:
+    """A rectangle with sides a and b and a gate g; not to scale."""
     hue, x, y = look.choice(HUES), 200 - 10 * look.randint(0, 4), 60 - 10 * look.randint(0, 3)
     draw.rectangle([60, y, x, 164], fill=tuple(255 - (255 - c) // 5 for c in hue), outline=hue, width=5)
     draw.rectangle([98, 158, 126, 170], fill=(255, 255, 255), outline=GREY, width=2)
@@ -66,6 +73,7 @@ def rectangle(draw: ImageDraw.ImageDraw, values: dict, extra: dict, look: random
 
 
 def line(draw: ImageDraw.ImageDraw, values: dict, extra: dict, look: random.Random) -> None:
+    """A number line with three points."""
     hues = look.sample(HUES, 3)
     draw.line([(6, 140), (218, 140)], fill=INK, width=4)
     for i in range(10):

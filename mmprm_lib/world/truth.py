@@ -1,8 +1,8 @@
-"""The truth about every possible step: is it right, in which of GM-PRM's three aspects does it fail, what should stand there.
+"""The truth about every possible step: is it right, which of GM-PRM's three aspects fails, what should stand there.
 
 Convention (VisualProcessBench judges every step on its own): a step is right when it does something the solution needs,
-with values that the figure shows, and computes correctly. A step that carries an earlier mistake on uses a value that the
-figure does not show, and is wrong; a later step that reads the figure correctly is right again.
+with values that the figure shows, and computes correctly. A step that carries an earlier mistake on uses a value that
+the figure does not show, and is wrong; a later step that reads the figure correctly is right again.
 """
 
 import random
@@ -79,7 +79,7 @@ def _open_steps(problem, prefix: list[str]) -> list[int]:
 
 
 def check_step(problem, prefix: list[str], step: str) -> StepTruth:
-    """The truth about `step` after `prefix`: StepTruth(truth, intent, image, logic). Any text is judged, none raises."""
+    """The truth about `step` after `prefix`: StepTruth(truth, intent, image, logic). Takes any text."""
     text, scene = step.strip(), problem.scene
     if text in NEUTRAL:
         return StepTruth(0)
@@ -96,7 +96,7 @@ def _check_answer(problem, prefix: list[str], answer: str) -> StepTruth:
     right = answer == problem.answer
     done = not _open_steps(problem, prefix)
     last = re.search(r"= (\d+)$", prefix[-1].strip()) if prefix else None
-    said = answer if answer.isdigit() else dict(zip("ABCD", problem.choices)).get(answer, "")
+    said = answer if answer.isdigit() else dict(zip("ABCD", problem.choices, strict=False)).get(answer, "")
     logic = last is not None and last[1] == said  # it says what the step before it computed
     return StepTruth(1 if right else -1, intent=right or done, image=right, logic=right or logic)
 
@@ -115,17 +115,19 @@ def _check_read(scene: dict, match: re.Match) -> StepTruth:
 
 def _check_calc(problem, prefix: list[str], match: re.Match) -> StepTruth:
     head, x, op, y, z = match[1], int(match[2]), match[3], int(match[4]), int(match[5])
-    scene, results, intent, image = problem.scene, [], False, False
+    scene, results, fits, right = problem.scene, [], False, False
     for item in scene["plan"]:
         if "head" not in item:
             continue
         a, b = operand(item["left"], scene, results), operand(item["right"], scene, results)
         results.append(OPERATIONS[item["op"]](a, b))
         if (item["head"], item["op"]) == (head, op):
-            intent = True
-            image = image or (x, y) == (a, b) or (op != "-" and (y, x) == (a, b))
+            fits = True
+            right = right or (x, y) == (a, b) or (op != "-" and (y, x) == (a, b))
+    # right values of the wrong parts are a wrong intent; values that nothing shows are a wrong reading, carried on
+    known = {x, y} <= {*scene["values"].values(), *results}
     logic = OPERATIONS[op](x, y) == z
-    return StepTruth(1 if intent and image and logic else -1, intent, image, logic)
+    return StepTruth(1 if right and logic else -1, fits and (right or not known), right or known, logic)
 
 
 def truth(problem, steps: list[str]) -> list[int]:
@@ -145,12 +147,18 @@ def first_error(problem, steps: list[str]) -> int | None:
 
 
 def corpus_solution(
-    problem, rng: random.Random, slip: float = 0.06, misconception: float = 0.65, background: float = 0.03, neutral: float = 0.15
+    problem,
+    rng: random.Random,
+    slip: float = 0.06,
+    misconception: float = 0.65,
+    background: float = 0.03,
+    neutral: float = 0.15,
 ) -> list[str]:
     """A solution as a scraped corpus holds it: mostly right, with two sorts of error.
 
     slip: chance of an independent error in each step (a misread value, an arithmetic slip), in [0, 1].
-    misconception: chance that a problem in its tricky wording is solved by its trap; `background`: the same for plain wordings.
+    misconception: chance that a problem in its tricky wording is solved by its trap; background: the same for plain
+    wordings.
     neutral: chance of an opening step that claims nothing.
     """
     scene = problem.scene
@@ -181,7 +189,7 @@ def _misread(value: int, scene: dict, rng: random.Random) -> int:
 
 
 def step_kind(step: str) -> str:
-    """What a step does by its form: "read", "deduce", "answer", "neutral", or "other" for text that is no step of the world."""
+    """What a step does, by its form: "read", "deduce", "answer", "neutral", or "other" for any other text."""
     forms = {"read": READ, "deduce": CALC, "answer": ANSWER}
     if step.strip() in NEUTRAL:
         return "neutral"
@@ -189,7 +197,7 @@ def step_kind(step: str) -> str:
 
 
 def error_kind(judged: StepTruth) -> str:
-    """Why a step is wrong, by the first of GM-PRM's aspects that fails: "intent", "image" or "logic"; "" when it is not wrong."""
+    """The first of GM-PRM's aspects in which a wrong step fails: "intent", "image" or "logic"; "" if it is not wrong."""
     if judged.truth != -1:
         return ""
     return next((name for name in ("intent", "image", "logic") if not getattr(judged, name)), "logic")

@@ -1,0 +1,153 @@
+"""What the embedded base is trained on: rows of short statements about one figure or about numbers, nothing else.
+
+No solution of a problem, no PRM format and no Monte Carlo label is seen. Only scenes of the asked split are drawn, so
+that skills can be measured on scenes never trained on.
+"""
+
+import random
+from collections.abc import Iterator
+
+from .models import IMAGE_SIZE, PATCH
+from .world import FAMILIES, parts, render, split_of
+from .world.truth import OPERATIONS, operand
+
+JUDGE_TEXT, MARK = "Judge each statement.", " True?"
+KINDS = {1: "reading", 2: "arithmetic", 3: "copying"}  # of a target; 4 is a judgement, 0 is not trained on
+SKILLS = ("describe", "compute", "look_up", "judge")
+
+
+def scene(rng: random.Random, split: str) -> tuple[dict, str]:
+    """A scene of the split and one wording of its question."""
+    while True:
+        family = rng.choice(list(FAMILIES))
+        draft = FAMILIES[family](rng, rng.random())
+        found = {
+            "family": family,
+            "values": draft.values,
+            "extra": draft.extra,
+            "plan": draft.plan,
+            "trap": draft.trap,
+            "look": rng.randrange(2**31),
+        }
+        if split_of(found) == split:
+            return found, rng.choice([draft.plain, draft.tricky])
+
+
+def facts(found: dict, rng: random.Random) -> list[tuple[str, int]]:
+    """The computations of a scene's plan or trap as (text up to "=", result); half of them after a misreading."""
+    unit = 5 if found["family"] == "triangle" else 1
+    values = {
+        k: v if rng.random() < 0.75 else max(0, v + unit * rng.choice([-2, -1, 1, 2]))
+        for k, v in found["values"].items()
+    }
+    results, out = [], []
+    for item in found[rng.choice(["plan", "trap"])]:
+        if "head" in item:
+            x, y = (operand(item[side], {"values": values}, results) for side in ("left", "right"))
+            x, y = (y, x) if item["op"] == "-" and x < y else (x, y)
+            results.append(OPERATIONS[item["op"]](x, y))
+            out.append((f"{item['head']}: {x} {item['op']} {y} =", results[-1]))
+    return out
+
+
+def statement(found: dict, rng: random.Random) -> tuple[str, int, bool]:
+    """(text without the value, the value it claims, whether that is true): a reading or a computation."""
+    right = rng.random() < 0.5
+    if rng.random() < 0.65:
+        phrase, key = rng.choice(list(parts(found["family"], found["values"]).items()))
+        value, unit = found["values"][key], 5 if found["family"] == "triangle" else 1
+        others = [v for v in found["values"].values() if v != value] * 2
+        wrong = rng.choice(others + [v for v in (value + d * unit for d in (-3, -2, -1, 1, 2, 3)) if v >= 0])
+        return f"{phrase} is", value if right else wrong, right
+    text, value = rng.choice(facts(found, rng))
+    near = [value + d for d in (-10, -5, -2, -1, 1, 2, 5, 10) if value + d >= 0]
+    return text, value if right else rng.choice(near), right
+
+
+class Writer:
+    """Turns scenes into token rows: (ids, next-token targets, kind of each target, image or None)."""
+
+    def __init__(self, processor, seed: int, split: str = "train"):
+        self.tokenizer, self.rng, self.split = processor.tokenizer, random.Random(f"{seed}/{split}/base"), split
+        self.yes, self.no = (self.tokenizer(w)["input_ids"][0] for w in (" Yes", " No"))
+        self.image = "<image>" * (IMAGE_SIZE // PATCH) ** 2
+        self.cache: dict[str, list[int]] = {}
+        self.options = ""
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text."""
+        if text not in self.cache:
+            self.cache[text] = self.tokenizer(text)["input_ids"]
+        return self.cache[text]
+
+    def row(self, skill: str) -> dict:
+        """One training row of a skill: `ids`, `targets` and `kinds` (token,), and the figure or None."""
+        found, question = scene(self.rng, self.split)
+        pieces = getattr(self, skill)(found)  # (text, kind of its targets), the kinds as in KINDS
+        users = {"describe": "Describe the figure.", "compute": "Compute.", "judge": f"{question}\n{JUDGE_TEXT}"}
+        user = users.get(skill, self.options)
+        seeing = skill in ("describe", "judge")
+        head = self.encode("<|im_start|>user\n" + (self.image if seeing else "")) + self.encode(user)
+        ids = head + self.encode("<|im_end|>\n<|im_start|>assistant\n")
+        targets, kinds = [-100] * len(ids), [0] * len(ids)
+        for text, kind in pieces:
+            if kind == 4:  # the judgement is read at the mark and never written
+                targets[-1], kinds[-1] = (self.yes if text == "yes" else self.no), 4
+                continue
+            new = self.encode(text)
+            ids += new
+            if kind:
+                targets[-1], kinds[-1] = new[0], kind
+            targets += (new[1:] if kind else [-100] * (len(new) - 1)) + [-100]
+            kinds += [kind] * (len(new) - 1) + [0]
+        return {"ids": ids, "targets": targets, "kinds": kinds, "image": render(found) if seeing else None}
+
+    def describe(self, found: dict) -> list[tuple[str, int]]:
+        """Every value that the figure shows, in any order."""
+        items = list(parts(found["family"], found["values"]).items())
+        self.rng.shuffle(items)
+        return [x for phrase, key in items for x in ((f"{phrase} is", 0), (f" {found['values'][key]}", 1), ("\n\n", 0))]
+
+    def compute(self, found: dict) -> list[tuple[str, int]]:
+        """Up to six computations; their results are trained on."""
+        known = [f for _ in range(4) for f in facts(scene(self.rng, self.split)[0], self.rng)][:6]
+        return [x for text, value in known for x in ((text, 0), (f" {value}", 2), ("\n\n", 0))]
+
+    def look_up(self, found: dict) -> list[tuple[str, int]]:
+        """A computation and its answer: the letter of its option, or the number itself."""
+        text, value = self.rng.choice(facts(found, self.rng))
+        near = [value + d for d in (-10, -2, -1, 1, 2, 5, 10) if value + d >= 0]
+        options = self.rng.sample(near, 3) + [value]
+        self.rng.shuffle(options)
+        listed, self.options = self.rng.random() < 0.8, "Compute."
+        if listed:
+            self.options += "\n" + " ".join(f"({k}) {v}" for k, v in zip("ABCD", options, strict=True))
+        answer = "ABCD"[options.index(value)] if listed else str(value)
+        return [(text, 0), (f" {value}", 2), ("\n\n", 0), ("Answer:", 0), (f" {answer}", 3), ("<|im_end|>", 3)]
+
+    def judge(self, found: dict) -> list[tuple[str, int]]:
+        """Eight statements, half of them false; read and computed values are trained on where they are true."""
+        out = []
+        for _ in range(8):
+            text, value, right = statement(found, self.rng)
+            kind = (1 if " is" in text else 2) if right else 0
+            out += [(text, 0), (f" {value}", kind), (MARK, 0), ("yes" if right else "no", 4), ("\n\n", 0)]
+        return out
+
+
+# A model that cannot see learns to judge by looks only: so long, as a share of all updates, nothing is judged.
+READING_FIRST = 0.25
+SHARES = {
+    False: dict(describe=0.8, compute=0.12, look_up=0.08),
+    True: dict(describe=0.2, compute=0.08, look_up=0.14, judge=0.58),
+}
+
+
+def rows(processor, seed: int, updates: int, batch: int) -> Iterator[dict]:
+    """Rows of the whole training, update by update: first reading and computing, then mostly judging."""
+    writer = Writer(processor, seed)
+    for update in range(updates):
+        shares = SHARES[update >= READING_FIRST * updates]
+        for skill in writer.rng.choices(list(shares), list(shares.values()), k=batch - 1):
+            yield writer.row(skill)
+        yield writer.row("describe")  # no batch is without a figure

@@ -1,0 +1,327 @@
+"""What is done with trained PRMs: load them, score files of solutions, and compare scorers, group by group.
+
+A scorer's scores are a dict, solution_id -> one score in [0, 1] per step. Intervals draw whole problems.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from . import benchmark, models, stats, world
+from .answers import extract, normal_form, verdict
+from .benchmark import Benchmark
+from .generation import TransformersGenerator
+from .prm import add_marker, load_prm
+from .provenance import project_root
+from .run import Run, progress
+from .schema import Problem, RecordLog, Scores, Solution, fingerprint
+from .scoring import Scorer
+from .selection import Group
+from .stats import Estimate
+from .steps import FORMATS, MARKER, join
+
+FORMAT = 1  # of the score files: a change of what they mean changes their keys
+AT_HALF = 0.5
+StepScores = Mapping[str, Sequence[float]]
+
+# -- models by name
+
+
+def locate(run: Run, where: str) -> str | Path:
+    """What `models.load` takes: "embedded", an output of this run ("04_prm_training/marker"), a folder, or a hub id."""
+    if re.match(r"\d\d_", where):
+        return run.input(where)
+    if where != "embedded" and (project_root() / where).exists():
+        return run.external(where)
+    return where
+
+
+def _load_options(bf16: bool, trust_remote_code: bool) -> dict[str, Any]:
+    return {"dtype": torch.bfloat16 if bf16 else torch.float32, "trust_remote_code": trust_remote_code}
+
+
+def _placed(model: Any) -> Any:
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def load_policy(
+    run: Run, where: str, *, batch_size: int = 512, bf16: bool = False, trust_remote_code: bool = False
+) -> TransformersGenerator:
+    """A generator of the policy at `where` (see `locate`), on the GPU if there is one; the run records its hash."""
+    model, processor = models.load(locate(run, where), **_load_options(bf16, trust_remote_code))
+    generator = TransformersGenerator(_placed(model), processor, batch_size, name=where.rpartition("/")[2])
+    run.model("policy", generator.fingerprint)
+    return generator
+
+
+def load_scorer(
+    run: Run, name: str, where: str, *, bf16: bool = False, trust_remote_code: bool = False, **options: Any
+) -> Scorer:
+    """The PRM at `where` (see `locate`) as a Scorer called `name`, on the GPU if there is one; `options` are Scorer's.
+
+    A folder without prm.json holds no PRM but a plain model: it is read in the format that the name says (marker,
+    marker_hard, chat, chat_advantage, orm, judge), untrained. ValueError if the name says none.
+    """
+    place, load_options = locate(run, where), _load_options(bf16, trust_remote_code)
+    if isinstance(place, Path) and (place / "prm.json").is_file():
+        prm = load_prm(place, **load_options)
+        form, model, processor = prm.form, prm.model, prm.processor
+    else:
+        kinds = [kind for kind in FORMATS if name == kind or name.startswith(f"{kind}_")]
+        if not kinds:
+            raise ValueError(f"{name!r} at {where!r} is no trained PRM: name it after one of {', '.join(FORMATS)}")
+        form = FORMATS[max(kinds, key=len)]
+        model, processor = models.load(place, **load_options)
+        if form.marker == MARKER:
+            add_marker(model, processor)
+    scorer = Scorer(form, _placed(model), processor, name=name, **options)
+    run.model(name, scorer.fingerprint)
+    return scorer
+
+
+def scores_to(
+    path: str | Path, scorer: Scorer, problems: Sequence[Problem], solutions: Sequence[Solution]
+) -> dict[str, list[float]]:
+    """The scores of all solutions, also as records in the file at `path`; a killed run goes on where it stopped."""
+    known = {p.problem_id: p for p in problems}
+    marks = [[s.solution_id, s.steps, known[s.problem_id].image_sha256] for s in solutions]
+    texts = [[p.problem_id, p.question, p.choices] for p in problems]
+    key = fingerprint(["scores", FORMAT, scorer.fingerprint, scorer.name, marks, texts])
+    with RecordLog(Path(path), Scores, key) as log:
+        left = [s for s in solutions if s.solution_id not in log.done]
+        records = scorer.score_records(problems, left, chunk=1024)
+        for record in progress(records, total=len(left), desc=Path(path).stem) if left else ():
+            log.append(record)
+        found = {record.solution_id: record.step_scores for record in log.records()}
+    return {s.solution_id: found[s.solution_id] for s in solutions}
+
+
+# -- the benchmark made by the world
+
+
+def writer_solutions(
+    problems: Sequence[Problem], name: str, n: int, seed: int, *, slip: float, misconception: float, neutral: float
+) -> list[Solution]:
+    """n solutions per problem by a corpus writer called `name`, who makes mistakes at these rates, in [0, 1].
+
+    See `world.corpus_solution`. ValueError for a problem without a scene, which nobody can write about unseen.
+    """
+    rng, solutions = random.Random(f"{seed}/{name}"), []
+    for problem in problems:
+        if problem.scene is None:
+            raise ValueError(f"{problem.problem_id}: no scene, so no truth: set benchmark_path to a labelled file")
+        for i in range(n):
+            steps = world.corpus_solution(problem, rng, slip=slip, misconception=misconception, neutral=neutral)
+            label, answer, reason = verdict(join(steps), problem)
+            solution = Solution(
+                solution_id=f"{problem.problem_id}/s{i}", problem_id=problem.problem_id, steps=steps, answer=answer,
+                verdict=label, policy=name, seed=seed, n_tokens=0, finish_reason="stop", reason=reason,
+            )  # fmt: skip
+            solutions.append(solution)
+    return by_policy(solutions, name)
+
+
+def by_policy(solutions: Sequence[Solution], name: str) -> list[Solution]:
+    """The same solutions under the name of who wrote them, in `policy` and in the id: <problem_id>/<name>/s<i>."""
+    named = []
+    for solution in solutions:
+        sample = solution.solution_id.rpartition("/")[2]
+        update = {"policy": name, "solution_id": f"{solution.problem_id}/{name}/{sample}"}
+        named.append(solution.model_copy(update=update))
+    return named
+
+
+def truths(problems: Sequence[Problem], solutions: Sequence[Solution]) -> list[list[int]]:
+    """The world's label of every step: 1, -1, or 0 for a step that claims nothing. ValueError outside the world."""
+    known = {p.problem_id: p for p in problems}
+    blind = next((p.problem_id for p in problems if p.scene is None), None)
+    if blind is not None:
+        raise ValueError(f"{blind}: no truth outside the embedded world: set benchmark_path to a labelled file")
+    return [world.truth(known[s.problem_id], s.steps) for s in solutions]
+
+
+# -- the benchmark's two parts, and metrics on them
+
+
+def divide(bench: Benchmark, dev_share: float, seed: int) -> tuple[Benchmark, Benchmark]:
+    """(dev, reported): a seeded share of the problems with all their solutions, for thresholds alone, and the rest."""
+    names = sorted(p.problem_id for p in bench.problems)
+    random.Random(f"{seed}/dev").shuffle(names)
+    dev = set(names[: round(dev_share * len(names))])
+    return _part(bench, dev), _part(bench, set(names) - dev)
+
+
+def _part(bench: Benchmark, names: set[str]) -> Benchmark:
+    kept = [i for i, s in enumerate(bench.solutions) if s.problem_id in names]
+    problems = [p for p in bench.problems if p.problem_id in names]
+    return bench._replace(
+        problems=problems, solutions=[bench.solutions[i] for i in kept], labels=[bench.labels[i] for i in kept]
+    )
+
+
+def aligned(bench: Benchmark, scores: StepScores) -> list[Sequence[float]]:
+    """The scores in the order of the benchmark's solutions."""
+    return [scores[s.solution_id] for s in bench.solutions]
+
+
+def thresholds(dev: Benchmark, scores: Mapping[str, StepScores]) -> dict[str, float]:
+    """Each scorer's best threshold on the dev part; 0.5 where that holds only one kind of step, as nothing can be chosen."""
+    classes = {label for labels in dev.labels for label in labels}
+    if not {1, -1} <= classes:
+        return {name: AT_HALF for name in scores}
+    return {name: benchmark.choose_threshold(aligned(dev, each), dev.labels) for name, each in scores.items()}
+
+
+def compare(
+    bench: Benchmark, scores: Mapping[str, StepScores], chosen: Mapping[str, float], seed: int, n_resamples: int
+) -> pd.DataFrame:
+    """Every metric of `benchmark.report` for every scorer, at its threshold from the dev part and at 0.5, in long form.
+
+    Columns: scorer, threshold_from ("dev" or "half"), threshold, metric, value, n, low, high.
+    """
+    sources = {p.problem_id: p.source for p in bench.problems}
+    places = [s.problem_id for s in bench.solutions]
+    rows = []
+    for name, each in scores.items():
+        for origin, threshold in (("dev", chosen[name]), ("half", AT_HALF)):
+            found = benchmark.report(
+                bench.labels, aligned(bench, each), [sources[p] for p in places], threshold, places, seed, n_resamples
+            )
+            rows += [(name, origin, threshold, metric, *estimate) for metric, estimate in found.items()]
+    columns = ["scorer", "threshold_from", "threshold", "metric", *Estimate._fields]
+    return pd.DataFrame(rows, columns=columns).astype({"low": float, "high": float})
+
+
+def look_up(table: pd.DataFrame, metric: str, **where: Any) -> dict[str, Any]:
+    """The value, n, low and high of the one row with this metric that fits `where`: run.metric(key, **found)."""
+    rows = table[table["metric"] == metric]
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    if len(rows) != 1:
+        raise ValueError(f"{len(rows)} rows hold {metric} where {where}; name one")
+    found = rows.iloc[0][list(Estimate._fields)].to_dict()
+    return {key: None if key in ("low", "high") and pd.isna(value) else value for key, value in found.items()}
+
+
+def f1_difference(
+    bench: Benchmark, a: StepScores, b: StepScores, at: tuple[float, float], seed: int, n_resamples: int
+) -> Estimate:
+    """Pooled macro F1 of `a` minus that of `b`, each at its own threshold, both on the same resampled problems."""
+    n = len(bench.solutions)
+    flats = [benchmark.flatten(bench.labels, aligned(bench, scores)) for scores in (a, b)]
+    counts = [benchmark.confusion(flat, n, threshold) for flat, threshold in zip(flats, at, strict=True)]
+    sums = stats.cluster_sums(np.concatenate(counts, axis=1), [s.problem_id for s in bench.solutions])
+
+    def gap(totals: np.ndarray) -> np.ndarray:
+        return stats.f1_scores(totals[..., :4]).mean(axis=-1) - stats.f1_scores(totals[..., 4:]).mean(axis=-1)
+
+    return stats.bootstrap(sums, gap, len(flats[0].correct), seed=seed, n_resamples=n_resamples)
+
+
+def step_table(
+    bench: Benchmark, scores: Mapping[str, StepScores], known: Mapping[str, Problem] | None = None
+) -> pd.DataFrame:
+    """One row per step with its label and, in a column `score_<scorer>`, each score.
+
+    Columns: solution_id, problem_id, source, policy, position (from 1), kind (of the world's step forms), error (intent,
+    image or logic where `known` has the problem's scene and the step is wrong, else ""), label.
+    """
+    sources, rows = {p.problem_id: p.source for p in bench.problems}, []
+    for solution, labels in zip(bench.solutions, bench.labels, strict=True):
+        problem = (known or {}).get(solution.problem_id)
+        for t, (step, label) in enumerate(zip(solution.steps, labels, strict=True)):
+            judged = world.check_step(problem, solution.steps[:t], step) if problem and problem.scene else None
+            row = dict(
+                solution_id=solution.solution_id, problem_id=solution.problem_id, source=sources[solution.problem_id],
+                policy=solution.policy, position=t + 1, kind=world.step_kind(step),
+                error=world.error_kind(judged) if judged and label == -1 else "", label=label,
+            )  # fmt: skip
+            rows.append(row | {f"score_{name}": each[solution.solution_id][t] for name, each in scores.items()})
+    return pd.DataFrame(rows)
+
+
+def by_group(
+    steps: pd.DataFrame, by: str, scorers: Mapping[str, float], seed: int = 0, min_steps: int = 1
+) -> pd.DataFrame:
+    """Macro F1 and AUROC of each scorer (name -> threshold) in each group of steps, in long form; neutral steps dropped.
+
+    Columns: `by`, scorer, metric (macro_f1, auroc, share_wrong), value, n, low, high. Groups under `min_steps` are left
+    out; a metric that needs both kinds of step is nan where one is missing.
+    """
+    rows = []
+    for group, part in steps[steps["label"] != 0].groupby(by, sort=True):
+        if len(part) < min_steps:
+            continue
+        right, clusters = (part["label"] == 1).to_numpy(), part["problem_id"].tolist()
+        for name, threshold in scorers.items():
+            score = part[f"score_{name}"].to_numpy(float)
+            found = {
+                "macro_f1": stats.macro_f1(right, score >= threshold, clusters, seed=seed),
+                "auroc": stats.auroc(right, score, clusters, seed=seed, n_resamples=200),
+                "share_wrong": stats.mean(~right, clusters, seed=seed),
+            }
+            rows += [(group, name, metric, *estimate) for metric, estimate in found.items()]
+    frame = pd.DataFrame(rows, columns=[by, "scorer", "metric", *Estimate._fields])
+    return frame.astype({"value": float, "low": float, "high": float})
+
+
+def caught(steps: pd.DataFrame, scorers: Mapping[str, float], seed: int = 0) -> pd.DataFrame:
+    """The share of wrong steps that each scorer puts below its threshold, by `error`: error, scorer, value, n, low, high.
+
+    No rows where the kind of error is not known, that is, outside the embedded world.
+    """
+    rows = [
+        (error, name, *stats.mean(part[f"score_{name}"] < threshold, part["problem_id"].tolist(), seed=seed))
+        for error, part in steps[steps["error"] != ""].groupby("error")
+        for name, threshold in scorers.items()
+    ]
+    return pd.DataFrame(rows, columns=["error", "scorer", *Estimate._fields])
+
+
+# -- groups of candidates
+
+
+def groups_of(
+    problems: Sequence[Problem], candidates: Sequence[Solution], greedy: Sequence[Solution] = ()
+) -> list[Group]:
+    """One Group per problem with its candidates in the order given, their answers as voting keys, and the greedy one."""
+    drawn, alone = {}, {s.problem_id: s for s in greedy}
+    for solution in candidates:
+        drawn.setdefault(solution.problem_id, []).append(solution)
+    return [
+        Group(p.problem_id, drawn[p.problem_id], [_key(s, p) for s in drawn[p.problem_id]], alone.get(p.problem_id))
+        for p in problems
+    ]
+
+
+def _key(solution: Solution, problem: Problem) -> str | None:
+    answer = solution.answer if solution.answer is not None else extract(join(solution.steps))
+    return None if answer is None else normal_form(answer, problem)
+
+
+def by_trait(problems: Sequence[Problem], outcomes: Mapping[str, np.ndarray], seed: int = 0) -> pd.DataFrame:
+    """The accuracy of each method within each trait of the problems: trait, group, method, value, n, low, high.
+
+    Traits: family (the source outside the world), form of the answer, and wording (tricky or plain, in the world only).
+    """
+    rows = []
+    for trait, values in _traits(problems):
+        for group in dict.fromkeys(sorted(values)):
+            inside = np.array([value == group for value in values])
+            rows += [(trait, group, name, *stats.mean(each[inside], seed=seed)) for name, each in outcomes.items()]
+    return pd.DataFrame(rows, columns=["trait", "group", "method", *Estimate._fields])
+
+
+def _traits(problems: Sequence[Problem]) -> Iterator[tuple[str, list[str]]]:
+    yield "family", [p.scene["family"] if p.scene else p.source for p in problems]
+    yield "form", ["multiple choice" if p.choices or p.answer_type == "choice" else "fill-in" for p in problems]
+    if all(p.scene for p in problems):
+        yield "wording", ["tricky" if p.scene["tricky"] else "plain" for p in problems]
