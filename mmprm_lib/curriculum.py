@@ -114,16 +114,20 @@ class Writer:
         return [x for text, value in known for x in ((text, 0), (f" {value}", 2), ("\n\n", 0))]
 
     def look_up(self, found: dict) -> list[tuple[str, int]]:
-        """A computation and its answer: the letter of its option, or the number itself."""
-        text, value = self.rng.choice(facts(found, self.rng))
-        near = [value + d for d in (-10, -2, -1, 1, 2, 5, 10) if value + d >= 0]
-        options = self.rng.sample(near, 3) + [value]
-        self.rng.shuffle(options)
+        """Four computations, each with its answer: the letter of its option, or the number itself."""
+        known: dict[int, str] = {}
+        while len(known) < 4:
+            known |= {value: text for text, value in facts(scene(self.rng, self.split)[0], self.rng)}
+        results = list(known)[:4]
+        options = self.rng.sample(results, 4)
         listed, self.options = self.rng.random() < 0.8, "Compute."
         if listed:
             self.options += "\n" + " ".join(f"({k}) {v}" for k, v in zip("ABCD", options, strict=True))
-        answer = "ABCD"[options.index(value)] if listed else str(value)
-        return [(text, 0), (f" {value}", 2), ("\n\n", 0), ("Answer:", 0), (f" {answer}", 3), ("<|im_end|>", 3)]
+        out = []
+        for value in results:
+            answer = "ABCD"[options.index(value)] if listed else str(value)
+            out += [(known[value], 0), (f" {value}", 2), ("\n\nAnswer:", 0), (f" {answer}", 3), ("\n\n", 0)]
+        return out
 
     def judge(self, found: dict) -> list[tuple[str, int]]:
         """Eight statements, half of them false; read and computed values are trained on where they are true."""
@@ -136,10 +140,10 @@ class Writer:
 
 
 # A model that cannot see learns to judge by looks only: so long, as a share of all updates, nothing is judged.
-READING_FIRST = 0.25
+READING_FIRST = 0.3
 SHARES = {
-    False: dict(describe=0.8, compute=0.12, look_up=0.08),
-    True: dict(describe=0.2, compute=0.08, look_up=0.14, judge=0.58),
+    False: dict(describe=0.8, look_up=0.2),
+    True: dict(describe=0.2, compute=0.05, look_up=0.2, judge=0.55),
 }
 
 

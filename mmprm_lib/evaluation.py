@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from . import benchmark, models, stats, world
-from .answers import extract, normal_form, verdict
+from .answers import verdict
 from .benchmark import Benchmark
 from .generation import TransformersGenerator
 from .prm import add_marker, load_prm
@@ -24,7 +24,6 @@ from .provenance import project_root
 from .run import Run, progress
 from .schema import Problem, RecordLog, Scores, Solution, fingerprint
 from .scoring import Scorer
-from .selection import Group
 from .stats import Estimate
 from .steps import FORMATS, MARKER, join
 
@@ -173,7 +172,7 @@ def aligned(bench: Benchmark, scores: StepScores) -> list[Sequence[float]]:
 
 
 def thresholds(dev: Benchmark, scores: Mapping[str, StepScores]) -> dict[str, float]:
-    """Each scorer's best threshold on the dev part; 0.5 where that holds only one kind of step, as nothing can be chosen."""
+    """Each scorer's best threshold on the dev part; 0.5 for all where that holds only one kind of step."""
     classes = {label for labels in dev.labels for label in labels}
     if not {1, -1} <= classes:
         return {name: AT_HALF for name in scores}
@@ -231,8 +230,8 @@ def step_table(
 ) -> pd.DataFrame:
     """One row per step with its label and, in a column `score_<scorer>`, each score.
 
-    Columns: solution_id, problem_id, source, policy, position (from 1), kind (of the world's step forms), error (intent,
-    image or logic where `known` has the problem's scene and the step is wrong, else ""), label.
+    Columns: solution_id, problem_id, source, policy, position (from 1), kind (of the world's step forms), label, error
+    (intent, image or logic, where `known` has the problem's scene and the step is wrong; else "").
     """
     sources, rows = {p.problem_id: p.source for p in bench.problems}, []
     for solution, labels in zip(bench.solutions, bench.labels, strict=True):
@@ -251,10 +250,10 @@ def step_table(
 def by_group(
     steps: pd.DataFrame, by: str, scorers: Mapping[str, float], seed: int = 0, min_steps: int = 1
 ) -> pd.DataFrame:
-    """Macro F1 and AUROC of each scorer (name -> threshold) in each group of steps, in long form; neutral steps dropped.
+    """Macro F1 and AUROC of each scorer (name -> threshold) in each group of steps, in long form.
 
-    Columns: `by`, scorer, metric (macro_f1, auroc, share_wrong), value, n, low, high. Groups under `min_steps` are left
-    out; a metric that needs both kinds of step is nan where one is missing.
+    Columns: `by`, scorer, metric (macro_f1, auroc, share_wrong), value, n, low, high. Neutral steps
+    are dropped, and groups under `min_steps` left out; where one kind of step is missing, the first two metrics are nan.
     """
     rows = []
     for group, part in steps[steps["label"] != 0].groupby(by, sort=True):
@@ -274,7 +273,7 @@ def by_group(
 
 
 def caught(steps: pd.DataFrame, scorers: Mapping[str, float], seed: int = 0) -> pd.DataFrame:
-    """The share of wrong steps that each scorer puts below its threshold, by `error`: error, scorer, value, n, low, high.
+    """The share of wrong steps below each scorer's threshold, by `error`: error, scorer, value, n, low, high.
 
     No rows where the kind of error is not known, that is, outside the embedded world.
     """
@@ -286,42 +285,18 @@ def caught(steps: pd.DataFrame, scorers: Mapping[str, float], seed: int = 0) -> 
     return pd.DataFrame(rows, columns=["error", "scorer", *Estimate._fields])
 
 
-# -- groups of candidates
-
-
-def groups_of(
-    problems: Sequence[Problem], candidates: Sequence[Solution], greedy: Sequence[Solution] = ()
-) -> list[Group]:
-    """One Group per problem with its candidates in the order given, their answers as voting keys, and the greedy one."""
-    drawn, alone = {}, {s.problem_id: s for s in greedy}
-    for solution in candidates:
-        drawn.setdefault(solution.problem_id, []).append(solution)
-    return [
-        Group(p.problem_id, drawn[p.problem_id], [_key(s, p) for s in drawn[p.problem_id]], alone.get(p.problem_id))
-        for p in problems
-    ]
-
-
-def _key(solution: Solution, problem: Problem) -> str | None:
-    answer = solution.answer if solution.answer is not None else extract(join(solution.steps))
-    return None if answer is None else normal_form(answer, problem)
-
-
-def by_trait(problems: Sequence[Problem], outcomes: Mapping[str, np.ndarray], seed: int = 0) -> pd.DataFrame:
-    """The accuracy of each method within each trait of the problems: trait, group, method, value, n, low, high.
-
-    Traits: family (the source outside the world), form of the answer, and wording (tricky or plain, in the world only).
+def telling(bench: Benchmark, scores: StepScores, threshold: float) -> dict[str, int]:
+    """Solutions worth looking at, title -> index: the one whose first wrong step is found, and stands out most, and the
+    one with the wrong step that is believed most. Titles without such a solution are left out.
     """
-    rows = []
-    for trait, values in _traits(problems):
-        for group in dict.fromkeys(sorted(values)):
-            inside = np.array([value == group for value in values])
-            rows += [(trait, group, name, *stats.mean(each[inside], seed=seed)) for name, each in outcomes.items()]
-    return pd.DataFrame(rows, columns=["trait", "group", "method", *Estimate._fields])
-
-
-def _traits(problems: Sequence[Problem]) -> Iterator[tuple[str, list[str]]]:
-    yield "family", [p.scene["family"] if p.scene else p.source for p in problems]
-    yield "form", ["multiple choice" if p.choices or p.answer_type == "choice" else "fill-in" for p in problems]
-    if all(p.scene for p in problems):
-        yield "wording", ["tricky" if p.scene["tricky"] else "plain" for p in problems]
+    found, missed = {}, {}
+    for i, (solution, labels) in enumerate(zip(bench.solutions, bench.labels, strict=True)):
+        score, label = np.array(scores[solution.solution_id]), np.array(labels)
+        if not (label == -1).any():
+            continue
+        first, low = int(np.argmax(label == -1)), np.flatnonzero((score < threshold) & (label != 0))
+        if len(low) and low[0] == first and first > 0:
+            found[i] = score[:first].min() - score[first]
+        missed[i] = score[label == -1].max()
+    ranked = {"first mistake found": found, "mistake believed": missed}
+    return {title: max(each, key=each.__getitem__) for title, each in ranked.items() if each}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,9 +19,9 @@ from .schema import Problem, Record, RecordLog, Solution, StepLabels, fingerprin
 from .stats import wilson
 from .steps import prefix_text, split
 
-FORMAT = 1  # of the records written here: a change of what they mean changes the key of every file
+FORMAT = 2  # of the records written here: a change of what they mean changes the key of every file
 STRATEGIES = ("exhaustive",)
-BLOCK = 256  # solutions in flight at once when a step's request depends on the step before it
+BLOCK = 256  # most solutions that are looked at together: to share prefixes, or when steps wait for each other
 SAMPLING = Sampling()  # temperature 1, as VisualPRM samples solutions and rollouts
 R = TypeVar("R", bound=Record)
 Truth = Callable[[Problem, list[str]], list[int]]
@@ -84,12 +84,15 @@ class Options:
     n_rollouts: continuations per step (VisualPRM: 16). last_step: "verdict" takes the solution's own verdict as the one
     rollout of its last step if the solution ended by itself, which costs no tokens; "rollout" continues it as VisualPRM
     does. early_stop: the steps after the first with mc_score 0 are not sampled (None, never 0; the paper labels all).
+    share_prefixes: solutions of one problem that begin alike share the rollouts from there, because a label belongs to
+    the prefix; the first of them bears the tokens. False samples them anew for each solution, as VisualPRM does.
     """
 
     strategy: str = "exhaustive"
     n_rollouts: int = 16
     last_step: str = "verdict"
     early_stop: bool = False
+    share_prefixes: bool = True
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -146,40 +149,51 @@ def _opened(solution: Solution, problems: dict[str, Problem], options: Options) 
     return record
 
 
-def _request(record: _Open, t: int) -> Request:
-    return Request(record.problem, tuple(record.solution.steps[: t + 1]), f"{record.solution.solution_id}/t{t}")
+def _request(record: _Open, t: int, share: bool = False) -> Request:
+    prefix = tuple(record.solution.steps[: t + 1])
+    name = f"{record.problem.problem_id}/{fingerprint(prefix)}" if share else f"{record.solution.solution_id}/t{t}"
+    return Request(record.problem, prefix, name)
 
 
-def _count(record: _Open, request: Request, completions: list[Completion]) -> None:
-    """Nothing; the rollouts from the request's last step are counted."""
+def _count(records: list[_Open], request: Request, completions: list[Completion]) -> None:
+    """Nothing; the rollouts from the request's last step count for all `records`, their tokens for the first."""
     t = len(request.prefix) - 1
-    labels = [judge(record.problem, request.prefix, c).label for c in completions]
-    record.counts[t] = (len(labels), labels.count("correct"), labels.count("unknown"))
-    record.n_tokens += sum(c.n_tokens for c in completions)
-    record.waiting.discard(t)
+    labels = [judge(request.problem, request.prefix, c).label for c in completions]
+    records[0].n_tokens += sum(c.n_tokens for c in completions)
+    for record in records:
+        record.counts[t] = (len(labels), labels.count("correct"), labels.count("unknown"))
+        record.waiting.discard(t)
+
+
+def _siblings(records: Iterable[_Open]) -> Iterator[list[_Open]]:
+    """Solutions of one problem that stand side by side, at most BLOCK at a time: what can share a prefix."""
+    for _, group in groupby(records, key=lambda record: record.problem.problem_id):
+        while block := list(islice(group, BLOCK)):
+            yield block
 
 
 def _in_one_stream(
     records: Iterable[_Open], generator: Generator, options: Options, sampling: Sampling
 ) -> Iterator[_Open]:
-    flying: dict[str, _Open] = {}
+    flying: dict[str, list[_Open]] = {}
     settled: list[_Open] = []  # nothing to sample: no step, or only one that has its verdict
 
     def requests() -> Iterator[Request]:
-        for record in records:
-            if not record.waiting:
-                settled.append(record)
-                continue
-            for t in sorted(record.waiting):
-                request = _request(record, t)
-                flying[request.key] = record
-                yield request
+        for group in _siblings(records):
+            new: dict[str, Request] = {}
+            for record in group:
+                if not record.waiting:
+                    settled.append(record)
+                for t in sorted(record.waiting):
+                    request = _request(record, t, options.share_prefixes)
+                    new[request.key] = request
+                    flying.setdefault(request.key, []).append(record)
+            yield from new.values()
 
     for request, completions in generator.sample(requests(), options.n_rollouts, sampling):
-        record = flying.pop(request.key)
-        _count(record, request, completions)
-        if not record.waiting:
-            yield record
+        sharing = flying.pop(request.key)
+        _count(sharing, request, completions)
+        yield from (record for record in sharing if not record.waiting)
         while settled:
             yield settled.pop()
     yield from settled
@@ -193,7 +207,7 @@ def _in_blocks(records: Iterable[_Open], generator: Generator, options: Options,
             wave = {_request(r, t).key: r for r in block if t in r.waiting and not r.hopeless(t)}
             requests = (_request(r, t) for r in wave.values())
             for request, completions in generator.sample(requests, options.n_rollouts, sampling):
-                _count(wave[request.key], request, completions)
+                _count([wave[request.key]], request, completions)
         for record in block:
             # a last step that its verdict had settled is dropped, too, when it follows a hopeless one
             record.counts = [None if record.hopeless(t) else c for t, c in enumerate(record.counts)]
@@ -260,8 +274,10 @@ def labels_to(
     key = fingerprint(["labels", FORMAT, generator.fingerprint, sampling, options, marks, named, truth is not None])
 
     def make(done: set[str]) -> Iterator[StepLabels]:
-        left = (s for s in solutions if s.solution_id not in done)
-        return label(left, problems, generator, options, sampling, truth)
+        # a problem is done as a whole: which of its solutions bears a shared prefix's tokens must not depend on a kill
+        open_ones = {s.problem_id for s in solutions if s.solution_id not in done}
+        left = (s for s in solutions if s.problem_id in open_ones)
+        return (r for r in label(left, problems, generator, options, sampling, truth) if r.solution_id not in done)
 
     return _resumed(Path(path), StepLabels, key, [s.solution_id for s in solutions], make)
 

@@ -10,8 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from mmprm_lib.drawing import COLOURS, DASHES, MARKERS, SCORE_MAP, _problem_text, _wrap, add_caption, new_figure, plain
-from mmprm_lib.drawing import set_style
+from mmprm_lib.drawing import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    SCORE_MAP,
+    _problem_text,
+    _wrap,
+    add_caption,
+    new_figure,
+    plain,
+    set_style,
+)
 from mmprm_lib.schema import Problem, Solution
 
 MAX_CELLS = 7  # steps of a candidate that are drawn; the rest is counted
@@ -84,7 +94,7 @@ def _cells(axes: Axes, row: int, steps: Sequence[str], scores: Sequence[float]) 
         box = mpl.patches.Rectangle((column, row), 0.96, 0.88, facecolor=colour, edgecolor="#666666", lw=0.5)
         axes.add_patch(box)
         ink = "white" if np.dot(colour[:3], (0.299, 0.587, 0.114)) < 0.45 else "black"
-        text = _wrap(step, 17, lines=2)
+        text = _wrap(step, 16, lines=2)
         if column == MAX_CELLS - 1 and len(steps) > MAX_CELLS:
             text = f"{len(steps) - MAX_CELLS} more"
         axes.text(column + 0.48, row + 0.36, text, ha="center", va="center", fontsize=6.5, color=ink)

@@ -26,5 +26,5 @@ def reliability_by_epoch(history: Sequence[dict], *, caption: str = "") -> Figur
         auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
         axes.set_title(f"epoch {row['epoch']:g}\nAUROC {auroc}\nBrier {row['brier']:.3f}", fontsize=9)
     panels[0].set_ylabel("share of right steps")
-    n = f"n = {epochs[-1]['n']:,} steps; area: share of the steps; dashed: calibrated" if epochs else "no epoch validated"
+    n = f"n = {epochs[-1]['n']:,} steps; area: share of the steps; dashed: calibrated" if epochs else "no validation"
     return add_caption(figure, caption or n)

@@ -1,31 +1,42 @@
 """MM-Policy: supervised fine-tuning of a vision-language model on worked solutions, and a look at how the result errs.
 
-Source: MM-PRM, section 3.1 (init InternVL2.5-8B, 1 epoch, batch 128, learning rate 4e-5, vision encoder frozen). The same function
-tunes the embedded base and a hub checkpoint, all weights or LoRA.
+Source: MM-PRM, section 3.1 (init InternVL2.5-8B, 1 epoch, batch 128, learning rate 4e-5, vision encoder frozen). The
+same function tunes the embedded base and a hub checkpoint, all weights or LoRA.
 """
 
+import json
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer
 
-from . import world
-from .models import training_attention
-from .prm import TRAINER_HABITS, with_lora
-from .schema import Problem, Solution
-from .scoring import Encoded, Encoder, context_length, vision_towers
-from .steps import FORMATS, join, neutralise, policy_prompt
+from . import models, world
+from .data import frame
+from .encoding import Encoded, Encoder
+from .generation import TransformersGenerator
+from .prm import training_arguments, with_lora
+from .schema import Problem, Solution, fingerprint, write_bytes
+from .scoring import context_length, vision_towers
+from .steps import FORMATS, join, neutralise, policy_prompt, split
 
+Pair = tuple[Problem, list[str]]  # a problem and the steps of a worked solution
+FORMAT = 1  # of the training rows: a change of what they hold changes the key of every policy
 IGNORED = -100
+N_LOGGED = 60  # points of the loss curve
+
+# -- what it learns from
 
 
 def corpus(
     problems: Sequence[Problem], per_problem: int, seed: int, *, slip: float, misconception: float, background: float
-) -> list[tuple[Problem, list[str]]]:
-    """(problem, steps) pairs as a scraped corpus holds them: `per_problem` solutions of each, with slips and misconceptions.
+) -> list[Pair]:
+    """(problem, steps) pairs as a scraped corpus holds them: `per_problem` solutions each, some with errors.
 
     Rates in [0, 1]; see `world.corpus_solution`. The same seed gives the same corpus.
     """
@@ -34,8 +45,44 @@ def corpus(
     return [(p, world.corpus_solution(p, rng, **rates)) for p in problems for _ in range(per_problem)]
 
 
-def rows(encoder: Encoder, pairs: Sequence[tuple[Problem, list[str]]]) -> tuple[list[dict], int]:
-    """Training rows (prompt and solution as tokens, loss on the solution and the end of turn), and how many were too long."""
+def worked(path: str | Path, problems: Sequence[Problem]) -> list[Pair]:
+    """(problem, steps) pairs from a JSONL file of worked solutions, in its order; rows on other problems are left out.
+
+    A row is {"problem_id", "steps": [text, ...]} or {"problem_id", "solution": text}; a text is cut by `steps.split`,
+    which knows MM-PRM's <step> tags. ValueError with file:line on any other row, or if no row is about `problems`.
+    """
+    known, pairs = {p.problem_id: p for p in problems}, []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                name, steps = _worked_row(line, f"{path}:{number}")
+                pairs += [(known[name], steps)] if name in known else []
+    if not pairs:
+        raise ValueError(f"{path} has no solution of any of the {len(known)} problems: compare its `problem_id`s")
+    return pairs
+
+
+def _worked_row(line: str, where: str) -> tuple[str, list[str]]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: no JSON: {error}") from None
+    row = row if isinstance(row, dict) else {}
+    name, steps, text = row.get("problem_id"), row.get("steps"), row.get("solution")
+    steps = split(text) if steps is None and isinstance(text, str) else steps
+    if not isinstance(name, str) or not isinstance(steps, list) or {type(step) for step in steps} != {str}:
+        raise ValueError(f"{where}: wanted problem_id (text) and steps (a list of texts) or solution (a text)")
+    return name, steps
+
+
+# -- training
+
+
+def rows(encoder: Encoder, pairs: Sequence[Pair]) -> tuple[list[dict], int]:
+    """Training rows (prompt, solution and end of turn as tokens, no loss on the prompt), and how many were too long.
+
+    An over-long row is left out whole, so that neither an image nor a solution is ever cut.
+    """
     out, dropped = [], 0
     for problem, steps in pairs:
         text = policy_prompt(problem, encoder.processor)
@@ -50,97 +97,177 @@ def rows(encoder: Encoder, pairs: Sequence[tuple[Problem, list[str]]]) -> tuple[
     return out, dropped
 
 
-def collate(encoder: Encoder, batch: list[dict]) -> dict[str, torch.Tensor]:
-    """Padded tensors with `labels`, padded with IGNORED."""
-    data = encoder.collate([row["row"] for row in batch])
-    data.pop("positions")
-    width = data["input_ids"].shape[1]
+def trained_on(processor: Any, pair: Pair) -> tuple[str, bool]:
+    """(text, ends): what of a worked solution's training row the loss is on, as text, and whether it ends the turn."""
+    (row,), _ = rows(Encoder(FORMATS["judge"], processor, 1 << 30), [pair])
+    kept = [token for token in row["labels"] if token != IGNORED]
+    text = processor.tokenizer.decode(kept, skip_special_tokens=True)
+    return text, kept[-1] == processor.tokenizer.eos_token_id
+
+
+def collate(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """Right-padded tensors of rows with `labels` (batch, token), padded with IGNORED, and the image tensors."""
+    tensors = encoder.collate([row["row"] for row in batch])
+    tensors.pop("positions")
+    width = tensors["input_ids"].shape[1]
     labels = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in batch]
-    return data | {"labels": torch.tensor(labels)}
+    return tensors | {"labels": torch.tensor(labels)}
+
+
+@contextmanager
+def frozen(towers: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Within the block the modules have no gradients and stay in evaluation mode, whatever `train()` says around them.
+
+    Trainer would switch a frozen tower's stochastic depth on (MM-PRM's trainer does).
+    """
+    wanted = [p for tower in towers for p in tower.parameters() if p.requires_grad]
+    for tower in towers:
+        tower.requires_grad_(False).eval()
+        tower.train = lambda mode=True, tower=tower: tower  # shadows the method, for these objects alone
+    try:
+        yield
+    finally:
+        for tower in towers:
+            del tower.train
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 def fine_tune(
-    model,
-    processor,
-    pairs: Sequence[tuple[Problem, list[str]]],
-    output_dir: str | Path,
-    *,
-    learning_rate: float,
-    epochs: float = 1.0,
-    batch_size: int = 64,
-    gradient_accumulation: int = 1,
-    lora_rank: int = 0,
-    freeze_vision: bool = True,
-    warmup_share: float = 0.05,
-    weight_decay: float = 0.0,
-    bf16: bool = False,
-    seed: int = 0,
-):
-    """(model, history): the policy, tuned in place on (problem, steps) pairs and saved in `output_dir`, and Trainer's log.
+    model: Any, processor: Any, pairs: Sequence[Pair], output_dir: str | Path, *, learning_rate: float,
+    epochs: float = 1.0, batch_size: int = 64, gradient_accumulation: int = 1, lora_rank: int = 0,
+    freeze_vision: bool = True, warmup_share: float = 0.05, weight_decay: float = 0.0, bf16: bool = False,
+    max_length: int = 0, seed: int = 0,
+) -> tuple[Any, list[dict]]:  # fmt: skip
+    """(model, history): the policy, tuned in place on worked solutions and saved in `output_dir`, and its loss curve.
 
-    `lora_rank` 0 trains all weights, else LoRA, merged at the end. Over-long records are dropped; the log's last entry counts them.
-    Raises ValueError if none is left.
+    `lora_rank` 0 trains all weights, else LoRA, merged at the end. `freeze_vision` keeps the vision tower (the paper).
+    `max_length` 0 is the model's context. The history holds step, epoch, loss (nats per token), learning_rate and
+    grad_norm, and last n_train and n_dropped, the over-long solutions. ValueError if none is left.
     """
-    torch.manual_seed(seed)
-    encoder = Encoder(FORMATS["judge"], processor, context_length(model))
-    data, dropped = rows(encoder, pairs)
+    torch.manual_seed(seed)  # peft draws its matrices
+    encoder = Encoder(FORMATS["judge"], processor, max_length or context_length(model))
+    data, n_dropped = rows(encoder, pairs)
     if not data:
-        raise ValueError(
-            f"none of {len(pairs)} solutions fits into {encoder.max_length} tokens: shorten them or take a longer context"
-        )
-    if freeze_vision:
-        for tower in vision_towers(model):
-            tower.requires_grad_(False)
-    tuned = with_lora(model, lora_rank, "policy", None) if lora_rank else model
-    arguments = TrainingArguments(
-        output_dir=str(output_dir),
-        learning_rate=learning_rate,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=gradient_accumulation,
-        warmup_steps=warmup_share,
-        weight_decay=weight_decay,
-        lr_scheduler_type="cosine",
-        bf16=bf16,
-        seed=seed,
+        raise ValueError(f"none of {len(pairs)} solutions fits into {encoder.max_length} tokens: raise max_length")
+    arguments = training_arguments(
+        output_dir, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, bf16=bf16, seed=seed,
+        gradient_accumulation=gradient_accumulation, warmup_share=warmup_share, weight_decay=weight_decay,
         use_cpu=model.device.type == "cpu",
-        **TRAINER_HABITS,
-    )
-    trainer = Trainer(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
-    trainer.remove_callback(PrinterCallback)
-    with training_attention(model):
+    )  # fmt: skip
+    n_updates = epochs * math.ceil(len(data) / (batch_size * gradient_accumulation))
+    arguments.logging_steps = max(1, int(n_updates) // N_LOGGED)
+    with frozen(vision_towers(model) if freeze_vision else []), models.training_attention(model):
+        tuned = with_lora(model, lora_rank, None) if lora_rank else model
+        trainer = Trainer(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
+        trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
         trainer.train()
     model = (tuned.merge_and_unload() if lora_rank else tuned).eval()
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)
-    return model, [*trainer.state.log_history, {"n_train": len(data), "n_dropped": dropped}]
+    return model, [*_curve(trainer.state.log_history), {"n_train": len(data), "n_dropped": n_dropped}]
+
+
+def _curve(log: Sequence[dict]) -> list[dict]:
+    """The log without what differs from run to run: seconds and speeds."""
+    kept = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+    return [{key: row[key] for key in kept if key in row} for row in log if "loss" in row]
+
+
+def fine_tuned(
+    model: Any, processor: Any, pairs: Sequence[Pair], output_dir: str | Path, *, trust_remote_code: bool = False,
+    **options: Any,
+) -> tuple[Any, list[dict]]:  # fmt: skip
+    """As `fine_tune` with these `options`; the policy that `output_dir` holds is taken instead if it is the same one.
+
+    It is the same if base weights, prompts, solutions, images and options are. Its key and its history are kept in
+    `training.json`, written last, so that a run that was killed trains again.
+    """
+    base = TransformersGenerator(model, processor).fingerprint
+    texts = [[p.problem_id, policy_prompt(p, processor), p.image_sha256, steps] for p, steps in pairs]
+    key = fingerprint([FORMAT, base, fingerprint(texts), options])
+    file = Path(output_dir) / "training.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if kept.get("key") == key:
+        again, _ = models.load(output_dir, dtype=model.dtype, trust_remote_code=trust_remote_code)
+        return again.to(model.device), kept["history"]
+    file.unlink(missing_ok=True)
+    model, history = fine_tune(model, processor, pairs, output_dir, **options)
+    write_bytes(file, [json.dumps({"key": key, "history": history}, indent=1).encode(), b"\n"])
+    return model, history
+
+
+# -- how it errs
+
+TRAITS = ["family", "form", "wording"]
+
+
+def traits(problems: Sequence[Problem]) -> dict[str, dict[str, str]]:
+    """problem_id -> family (the source outside the world), form (multiple choice, fill-in), wording (tricky, plain)."""
+    table = frame(list({p.problem_id: p for p in problems}.values()))
+    table["wording"] = [_wording(p) for p in {p.problem_id: p for p in problems}.values()]
+    return table.set_index("problem_id")[TRAITS].to_dict("index")
+
+
+def _wording(problem: Problem) -> str:
+    return "unknown" if problem.scene is None else "tricky" if problem.scene["tricky"] else "plain"
+
+
+def corpus_frame(pairs: Sequence[Pair]) -> pd.DataFrame:
+    """One row per worked solution: problem_id, family, form, wording, n_steps, right, answer_right.
+
+    right: no step is wrong. Both are None outside the embedded world, where nobody knows.
+    """
+    known, out = traits([p for p, _ in pairs]), []
+    for problem, steps in pairs:
+        truth = world.truth(problem, steps) if problem.scene else None
+        right = {"right": truth and -1 not in truth, "answer_right": truth and truth[-1] == 1}
+        out.append({"problem_id": problem.problem_id, **known[problem.problem_id], "n_steps": len(steps), **right})
+    return pd.DataFrame(out)
+
+
+STEP_COLUMNS = [
+    "problem_id", "solution_id", *TRAITS, "place", "kind", "truth", "intent", "image", "logic", "error", "first",
+    "right", "verdict",
+]  # fmt: skip
 
 
 def step_frame(problems: Sequence[Problem], solutions: Sequence[Solution]) -> pd.DataFrame:
     """One row per step of sampled solutions of the embedded world: what it does, whether it is right, and why not.
 
-    Columns: solution_id, family, form (fill_in or choice), tricky, place, kind (read, deduce, answer, ...), truth, error,
-    first (no wrong step stands before it), verdict.
+    Columns: STEP_COLUMNS. place counts from 1; kind is read, deduce, answer, neutral or other; truth 1, 0, -1, right is
+    truth >= 0; intent, image, logic are GM-PRM's aspects; error is the first of them that fails, "" if none; first says
+    that no wrong step stands before. Problems without a scene give no rows.
     """
-    known, out = {p.problem_id: p for p in problems}, []
+    known, named, out = {p.problem_id: p for p in problems}, traits(problems), []
     for solution in solutions:
         problem, clean = known[solution.problem_id], True
+        if problem.scene is None:
+            continue
+        ids = {"problem_id": problem.problem_id, "solution_id": solution.solution_id}
         for place, step in enumerate(solution.steps):
             judged = world.check_step(problem, solution.steps[:place], step)
-            out.append(
-                dict(
-                    solution_id=solution.solution_id,
-                    family=problem.scene["family"],
-                    form="choice" if problem.choices else "fill_in",
-                    tricky=problem.scene["tricky"],
-                    place=place,
-                    kind=world.step_kind(step),
-                    truth=judged.truth,
-                    error=world.error_kind(judged),
-                    first=clean,
-                    verdict=solution.verdict,
-                )
-            )
+            found = {"place": place + 1, "kind": world.step_kind(step), **judged._asdict(), "first": clean}
+            found |= {"error": world.error_kind(judged), "right": judged.truth >= 0, "verdict": solution.verdict}
+            out.append({**ids, **named[problem.problem_id], **found})
             clean = clean and judged.truth != -1
-    return pd.DataFrame(out)
+    return pd.DataFrame(out, columns=STEP_COLUMNS)
+
+
+def first_errors(steps: pd.DataFrame, by: str) -> pd.DataFrame:
+    """How often the first wrong step of a solution fails in intent, image or logic: group (of `by`), kind, value."""
+    wrong = steps[steps["first"].astype(bool) & (steps["truth"] == -1)]
+    counted = wrong.groupby([by, "error"]).size().reset_index()
+    return counted.set_axis(["group", "kind", "value"], axis=1)
+
+
+def pick(problems: Sequence[Problem], solutions: Sequence[Solution], right: bool) -> tuple[Problem, Solution] | None:
+    """The first problem and solution, of those with the most steps, whose verdict is correct (`right`) or wrong.
+
+    None if there is none.
+    """
+    known = {p.problem_id: p for p in problems}
+    fitting = [s for s in solutions if s.verdict == ("correct" if right else "wrong")]
+    best = max(fitting, key=lambda s: len(s.steps), default=None)
+    return best and (known[best.problem_id], best)

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from .curriculum import KINDS, READING_FIRST, SKILLS, Writer, rows
+from .curriculum import KINDS, SKILLS, Writer, rows
 from .models import EMBEDDED, new_base, new_processor, training_attention
 
 MIDDLE = 4  # the decoder layer that must already know a value, so that later layers can compare it with the claim
@@ -101,14 +101,8 @@ def _skills(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def pace(update: int, updates: int) -> float:
-    """The learning rate's factor: two cycles, one while the base learns to read and one while it learns to judge.
-
-    Each rises over 50 updates, holds, and falls in a line to 0.03 over its second half. Reading comes out on the falling
-    part: held at the full rate it stays near one half.
-    """
-    first = int(READING_FIRST * updates)
-    at, length, peak = (update, first, 1.0) if update < first else (update - first, updates - first, 0.8)
-    return peak * min(1.0, (at + 1) / 50, max(0.03, 2 * (length - at) / length))
+    """The learning rate's factor: up over 50 updates, held for the first half, then down in a line to 0.02."""
+    return min(1.0, (update + 1) / 50, max(0.02, 2 * (1 - update / updates)))
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -209,9 +203,9 @@ def main() -> None:
     """Trains the base with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=EMBEDDED)
-    parser.add_argument("--updates", type=int, default=4000)
+    parser.add_argument("--updates", type=int, default=2600)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1.0e-3)
+    parser.add_argument("--learning-rate", type=float, default=8.0e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--watch", type=int, default=250, help="updates between two looks at the skills")
     options = parser.parse_args()

@@ -242,7 +242,8 @@ def train(
     trainer = StepTrainer(head, arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper])
     trainer.weights = class_weights((y for r in rows for y in r["labels"] if y != IGNORED), len(form.labels), balance)
     trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
-    trainer.train()
+    with models.training_attention(model):
+        trainer.train()
     keeper.restore()
     trained = head.vlm.merge_and_unload() if lora_rank else model
     best = keeper.best or {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 from sklearn.metrics import roc_auc_score
@@ -141,6 +142,22 @@ def column_means(matrix: ArrayLike, *, n_resamples: int = 2000, seed: int = 0) -
     n = len(matrix)
     statistics = {str(j): (lambda totals, j=j: totals[..., j] / n, n) for j in range(matrix.shape[1])}
     return list(bootstrap_each(matrix, statistics, n_resamples=n_resamples, seed=seed).values())
+
+
+def rates(
+    table: pd.DataFrame, by: str | list[str], column: str, cluster: str = "problem_id", **options: Any
+) -> pd.DataFrame:
+    """The mean of `column` in each group of rows, with its interval over clusters: columns `by`, value, n, low, high.
+
+    Rows where `column` is missing are left out; n counts the rest. Groups are sorted. No rows, no groups.
+    """
+    keys, known = [by] if isinstance(by, str) else list(by), table[table[column].notna()]
+    rows = [
+        (*names, *mean(part[column].astype(float), part[cluster].tolist(), **options))
+        for names, part in known.groupby(keys)
+    ]
+    found = pd.DataFrame(rows, columns=[*keys, *Estimate._fields])
+    return found.astype({"value": float, "low": float, "high": float})
 
 
 def paired_difference(

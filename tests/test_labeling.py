@@ -135,10 +135,29 @@ def test_labels_are_made_as_they_are_asked_for():
 @pytest.mark.parametrize("window", [1, 5, 100])
 def test_order_of_completion_changes_nothing(window):
     def labels(solutions, generator):
-        return {r.solution_id: r for r in label(solutions, [problem()], generator, Options(n_rollouts=3))}
+        options = Options(n_rollouts=3, share_prefixes=False)  # shared, the first of a prefix bears its tokens
+        return {r.solution_id: r for r in label(solutions, [problem()], generator, options)}
 
     solutions = [solution(f"p0/s{i}") for i in range(9)]
     assert labels(solutions[::-1], ToyGenerator(coin_policy, window)) == labels(solutions, ToyGenerator(coin_policy))
+
+
+def test_solutions_that_begin_alike_share_their_rollouts():
+    # prefixes: (one), (one two) twice, (one three): 3 requests when shared, 4 when not; the last step has its verdict
+    solutions = [solution("p0/s0", ["one", "two", "Answer: 12"]), solution("p0/s1", ["one", "three", "Answer: 13"])]
+
+    def labels(share):
+        generator = ToyGenerator(coin_policy)
+        options = Options(n_rollouts=8, share_prefixes=share)
+        return list(label(solutions, [problem()], generator, options)), generator.n_given
+
+    (shared, asked), (apart, asked_apart) = labels(True), labels(False)
+    first, second = sorted(shared, key=lambda r: r.solution_id)
+    assert (asked, asked_apart) == (3, 4)
+    assert first.n_correct[0] == second.n_correct[0] and first.n_rollouts == second.n_rollouts == [8, 8, 1]
+    assert first.n_generated_tokens > second.n_generated_tokens > 0
+    tokens = [sum(r.n_generated_tokens for r in records) for records in (shared, apart)]
+    assert tokens[0] < tokens[1]
 
 
 def test_the_seed_changes_the_rollouts():
@@ -200,7 +219,7 @@ def test_score_and_interval_by_hand():
 
 
 def chain(folder: Path, kill_after: int | None = None) -> list[StepLabels]:
-    """18 solutions of 6 problems and their labels: 6 requests, then 18 x 2."""
+    """18 solutions of 6 problems and their labels: 6 requests, then 2 prefixes each."""
     problems, generator = [problem(f"p{i}") for i in range(6)], ToyGenerator(coin_policy, 4, kill_after)
     solutions = solutions_to(folder / "solutions.jsonl", problems, generator, 3)
     return labels_to(folder / "labels.jsonl", solutions, problems, generator, Options(n_rollouts=4))
@@ -225,7 +244,7 @@ def killed(folder: Path, kill_after: int) -> bool:
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path, seed):
     chain(tmp_path / "whole")
     rng = random.Random(seed)
-    kills = [rng.randrange(1, 6), rng.randrange(8, 20), 1, 0, rng.randrange(1, 10)]
+    kills = [rng.randrange(1, 6), rng.randrange(1, 6), 1, 0, rng.randrange(1, 4)]  # of 6 + 12 requests
     assert sum(killed(tmp_path / "killed", k) for k in kills) >= 4  # a rerun may have nothing left to be killed in
     assert (tmp_path / "killed/labels.jsonl").stat().st_size < (tmp_path / "whole/labels.jsonl").stat().st_size
     labels = chain(tmp_path / "killed")

@@ -1,0 +1,334 @@
+"""What the embedded base is trained on, how its skills are measured, and a training of two updates."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from functools import partial
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from mmprm_lib import curriculum, models, pretrain, world
+from mmprm_lib.world import split_of
+
+PROCESSOR = models.new_processor()
+TOKENIZER = PROCESSOR.tokenizer
+YES, NO = (TOKENIZER(word)["input_ids"][0] for word in (" Yes", " No"))
+READ_A, SUM = {"read": "Bar A", "key": "A", "takes": "A"}, {"head": "Sum", "left": "A", "op": "+", "right": "B"}
+BARS = {
+    "family": "bars",
+    "values": {"A": 3, "B": 8, "C": 5, "D": 6},
+    "extra": {},
+    "look": 0,
+    "plan": [READ_A, {"read": "Bar B", "key": "B", "takes": "B"}, SUM],
+    "trap": [READ_A, {"read": "Bar B", "key": "B", "takes": "C"}, SUM],
+}
+OPEN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+CLAIM = re.compile(r"(?:(?P<part>[A-Za-z]+(?: [A-Za-z])?) is|[A-Za-z]+: (\d+) ([-+*]) (\d+) =) (?P<value>\d+)")
+OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """Every scene is the same chart, A 3, B 8, C 5, D 6, so that rows can be stated in full."""
+    monkeypatch.setattr(curriculum, "scene", lambda rng, split: (BARS, "What are bar A and bar B together?"))
+
+
+def text_of(row: dict) -> str:
+    """A row as text, its image tokens as one."""
+    return re.sub("(<image>)+", "<image>", TOKENIZER.decode(row["ids"]))
+
+
+def targets_of(row: dict) -> list[tuple[str, str, int]]:
+    """What is asked of the model: (the two tokens up to the place, what must follow, its kind)."""
+    found = []
+    for place, (target, kind) in enumerate(zip(row["targets"], row["kinds"], strict=True)):
+        assert (target == -100) == (kind == 0)
+        if kind:
+            found.append((TOKENIZER.decode(row["ids"][place - 1 : place + 1]), TOKENIZER.decode([target]), kind))
+    return found
+
+
+def claims(row: dict) -> list[tuple[str, bool]]:
+    """The statements of a judging row with the verdicts that the row asks for."""
+    verdicts = [target == YES for target, kind in zip(row["targets"], row["kinds"], strict=True) if kind == 4]
+    texts = text_of(row).split("assistant\n")[1].split(curriculum.MARK)[:-1]
+    return list(zip((text.strip() for text in texts), verdicts, strict=True))
+
+
+def is_true(claim: str, values: dict, family: str) -> bool:
+    """Whether a statement holds: a reading by the figure, a computation by its own numbers."""
+    match = CLAIM.fullmatch(claim)
+    assert match, claim
+    if match["part"]:
+        return values[world.parts(family, values)[match["part"]]] == int(match["value"])
+    return OPERATIONS[match[3]](int(match[2]), int(match[4])) == int(match["value"])
+
+
+# ---- rows, stated in full
+
+
+def test_a_description_names_every_value_and_asks_for_each(bars):
+    row = curriculum.Writer(PROCESSOR, 0).row("describe")
+    told = "Bar B is 8\n\nBar C is 5\n\nBar A is 3\n\nBar D is 6\n\n"  # the order is drawn
+    assert text_of(row) == OPEN.format("<image>Describe the figure.") + told
+    assert targets_of(row) == [(" B is", " 8", 1), (" C is", " 5", 1), (" A is", " 3", 1), (" D is", " 6", 1)]
+    assert row["ids"].count(3) == 16 and row["image"].size == (112, 112)
+
+
+def test_a_computation_asks_for_every_digit_of_its_result(bars):
+    row = curriculum.Writer(PROCESSOR, 0).row("compute")
+    done = "Sum: 3 + 8 = 11\n\nSum: 1 + 8 = 9\n\nSum: 1 + 8 = 9\n\nSum: 3 + 8 = 11\n\n"  # 1 is a misread 3
+    assert text_of(row) == OPEN.format("Compute.") + done
+    eleven, nine = [(" 8 =", " 1", 2), (" = 1", "1", 2)], [(" 8 =", " 9", 2)]
+    assert targets_of(row) == [*eleven, *nine, *nine, *eleven]
+    assert row["image"] is None and 3 not in row["ids"]
+
+
+def test_looking_up_asks_for_the_letter_or_for_the_number(bars):
+    writer = curriculum.Writer(PROCESSOR, 0)
+    plain, listed = writer.row("look_up"), writer.row("look_up")
+    assert text_of(plain) == OPEN.format("Compute.") + "Sum: 3 + 8 = 11\n\nAnswer: 11<|im_end|>"
+    eleven = [(" 8 =", " 1", 2), (" = 1", "1", 2)]
+    copied = [("Answer:", " 1", 3), (": 1", "1", 3), (" 11", "<|im_end|>", 3)]
+    assert targets_of(plain) == eleven + copied
+    options = "Compute.\n(A) 14 (B) 19 (C) 9 (D) 11"
+    assert text_of(listed) == OPEN.format(options) + "Sum: 1 + 8 = 9\n\nAnswer: C<|im_end|>"
+    assert [rest for _, *rest in targets_of(listed)] == [[" 9", 2], [" C", 3], ["<|im_end|>", 3]]
+
+
+def test_judgements_are_asked_at_the_mark_and_never_written(bars):
+    row = curriculum.Writer(PROCESSOR, 0).row("judge")
+    head = "<image>What are bar A and bar B together?\nJudge each statement."
+    stated = [
+        *["Bar A is 3", "Bar A is 3", "Sum: 3 + 8 = 11", "Bar D is 6"],
+        *["Sum: 3 + 8 = 11", "Bar C is 6", "Bar B is 8", "Bar D is 6"],
+    ]
+    assert text_of(row) == OPEN.format(head) + "".join(f"{claim} True?\n\n" for claim in stated)
+    asked = targets_of(row)
+    assert [(where, word) for where, word, kind in asked if kind == 4] == [
+        (" True?", " No" if claim == "Bar C is 6" else " Yes") for claim in stated
+    ]
+    # of a false statement the value is not asked for: eight statements, two of the seven true ones with two digits
+    assert [word for _, word, kind in asked if kind != 4] == [" 3", " 3", " 1", "1", " 6", " 1", "1", " 8", " 6"]
+
+
+# ---- rows of every scene
+
+
+@pytest.mark.parametrize("skill", curriculum.SKILLS)
+def test_targets_are_the_next_tokens_and_verdicts_stand_at_marks(skill):
+    writer, mark = curriculum.Writer(PROCESSOR, 3), TOKENIZER(curriculum.MARK)["input_ids"]
+    for row in (writer.row(skill) for _ in range(40)):
+        assert len(row["ids"]) == len(row["targets"]) == len(row["kinds"])
+        for place, (target, kind) in enumerate(zip(row["targets"], row["kinds"], strict=True)):
+            if kind in curriculum.KINDS:
+                assert target == row["ids"][place + 1]
+            elif kind == 4:
+                assert target in (YES, NO) and row["ids"][place - 1 : place + 1] == mark
+        asked_before_the_reply = row["kinds"][: row["ids"].index(2)]  # 2 ends the user's turn
+        assert not any(asked_before_the_reply)
+
+
+def test_every_verdict_agrees_with_the_scene(monkeypatch):
+    found, draw = [], curriculum.scene
+    monkeypatch.setattr(curriculum, "scene", lambda rng, split: found.append(draw(rng, split)) or found[-1])
+    writer, kinds = curriculum.Writer(PROCESSOR, 0), set()
+    for _ in range(100):
+        found.clear()
+        row = writer.row("judge")
+        scene = found[0][0]
+        for claim, verdict in claims(row):
+            assert verdict == is_true(claim, scene["values"], scene["family"]), (claim, scene["values"])
+            kinds.add((scene["family"], " is " in claim, verdict))
+    assert len(kinds) == 5 * 2 * 2  # every family, readings and computations, true and false
+
+
+def test_half_of_the_statements_are_true_of_either_sort():
+    rng, counts = random.Random(0), {True: [], False: []}
+    for _ in range(1500):
+        scene, _ = curriculum.scene(rng, "train")
+        text, _, right = curriculum.statement(scene, rng)
+        counts[" is" in text].append(right)
+    readings, computations = counts[True], counts[False]
+    assert abs(len(readings) / 1500 - 0.65) < 0.06  # five standard errors: 5 * sqrt(.65 * .35 / 1500)
+    for sort in (readings, computations):
+        assert abs(sum(sort) / len(sort) - 0.5) < 2.5 / math.sqrt(len(sort))  # five standard errors
+
+
+def test_false_readings_name_other_values_of_the_figure_and_near_ones(bars):
+    rng = random.Random(1)
+    drawn = [curriculum.statement(BARS, rng) for _ in range(400)]
+    false = {value for text, value, right in drawn if text == "Bar A is" and not right}
+    assert {8, 5, 6} <= false and 3 not in false and false <= {0, 1, 2, 4, 5, 6, 8}  # 3 - 3 to 3 + 3, and the others
+
+
+def test_computations_come_from_plan_and_trap_with_right_results():
+    rng, seen = random.Random(2), set()
+    for _ in range(300):
+        scene, _ = curriculum.scene(rng, "train")
+        for text, value in curriculum.facts(scene, rng):
+            match = re.fullmatch(r"([A-Za-z]+): (\d+) ([-+*]) (\d+) =", text)
+            assert OPERATIONS[match[3]](int(match[2]), int(match[4])) == value >= 0
+            seen.add((scene["family"], match[3]))
+    assert {("table", "+"), ("table", "*"), ("rectangle", "*"), ("line", "-"), ("triangle", "-")} <= seen
+
+
+# ---- splits and seeds
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_only_scenes_of_the_asked_split_are_shown(monkeypatch, split):
+    drawn, draw = [], curriculum.scene
+    monkeypatch.setattr(curriculum, "scene", lambda rng, split: drawn.append(draw(rng, split)[0]) or (drawn[-1], "?"))
+    writer = curriculum.Writer(PROCESSOR, 0, split)
+    for skill in curriculum.SKILLS * 5:
+        writer.row(skill)
+    assert len(drawn) == 5 * (4 + 4) and {split_of(scene) for scene in drawn} == {split}  # compute draws four more
+
+
+def test_a_seed_gives_the_same_rows_and_another_gives_others():
+    def some(seed: int, split: str = "train") -> list[list[int]]:
+        writer = curriculum.Writer(PROCESSOR, seed, split)
+        return [writer.row(skill)["ids"] for skill in curriculum.SKILLS]
+
+    assert some(0) == some(0)
+    assert some(0) != some(1) and some(0) != some(0, "test")
+
+
+def test_nothing_is_judged_until_the_base_has_learnt_to_read():
+    judging = []
+    batches = list(curriculum.rows(PROCESSOR, seed=0, updates=8, batch=16))
+    assert len(batches) == 8 * 16
+    for update in range(8):
+        batch = batches[16 * update : 16 * (update + 1)]
+        judging.append(sum(4 in row["kinds"] for row in batch))
+        assert batch[-1]["image"] is not None  # no batch is without a figure
+    assert judging[:2] == [0, 0] and min(judging[2:]) > 0  # READING_FIRST is a quarter of all updates
+
+
+def test_shares_of_the_skills_sum_to_one():
+    for shares in curriculum.SHARES.values():
+        assert math.isclose(sum(shares.values()), 1) and set(shares) <= set(curriculum.SKILLS)
+
+
+# ---- training
+
+
+def test_pace_rises_holds_and_falls_twice():
+    # of 1,000 updates the first cycle takes 250: up over 50, level to its middle, then in a line to 0.03
+    first = {0: 1 / 50, 49: 1.0, 125: 1.0, 200: 2 * 50 / 250, 249: 0.03}
+    # the second takes 750, at 0.8 of the rate: 925 is its 675th, so 2 * 75 / 750 * 0.8
+    second = {250: 0.8 / 50, 299: 0.8, 625: 0.8, 925: 0.16, 999: 0.8 * 0.03}
+    for update, factor in (first | second).items():
+        assert math.isclose(pretrain.pace(update, 1000), factor), update
+    paces = [pretrain.pace(update, 1000) for update in range(1000)]
+    assert all(0.016 <= pace <= 1 for pace in paces)
+    assert paces[:50] == sorted(paces[:50]) and paces[125:250] == sorted(paces[125:250], reverse=True)
+
+
+def test_rows_are_padded_on_the_right_and_only_figures_have_pixels():
+    writer = curriculum.Writer(PROCESSOR, 0)
+    rows = [writer.row("describe"), writer.row("look_up"), writer.row("describe")]
+    batch = pretrain.Collator(PROCESSOR)(rows)
+    lengths = [len(row["ids"]) for row in rows]
+    assert batch["input_ids"].shape == batch["targets"].shape == batch["kinds"].shape == (3, max(lengths))
+    assert batch["attention_mask"].sum(1).tolist() == lengths and batch["pixel_values"].shape == (2, 3, 112, 112)
+    for line, row in enumerate(rows):
+        assert batch["input_ids"][line, : len(row["ids"])].tolist() == row["ids"]
+        assert (batch["targets"][line, len(row["ids"]) :] == -100).all()
+
+
+@pytest.mark.parametrize(("middle", "loss"), [("blind", (1 + 1 + 2) / 3 + 0.3), ("knowing", (1 + 1 + 2) / 3)])
+def test_judgements_weigh_twice_and_the_middle_layer_must_know_values(middle, loss):
+    # four words and logits of 0 everywhere: each target costs log(4), and so does a middle layer that knows nothing
+    targets, kinds = torch.tensor([[-100, 1, 2, 3]]), torch.tensor([[0, 1, 2, 4]])
+    hidden = torch.zeros(1, 4, 4)
+    early = torch.nn.functional.one_hot(targets.clamp(min=0), 4) * 100.0 if middle == "knowing" else hidden
+    states = [hidden] * pretrain.MIDDLE + [early] + [hidden] * 4
+    core = SimpleNamespace(last_hidden_state=hidden, hidden_states=states)
+
+    class Inner:
+        language_model = SimpleNamespace(norm=lambda states: states)
+
+        def __call__(self, **inputs):
+            return core
+
+    model = SimpleNamespace(device=torch.device("cpu"), model=Inner(), lm_head=lambda states: states)
+    found = pretrain.BaseTrainer.compute_loss(None, model, {"targets": targets, "kinds": kinds})
+    assert math.isclose(found.item(), loss * math.log(4), rel_tol=1e-5)
+
+
+# ---- measuring
+
+
+def frame(**columns) -> pd.DataFrame:
+    """Measured places; what is not given is the same everywhere."""
+    n = len(columns["kind"])
+    return pd.DataFrame({"reading": [True] * n, "starts": [True] * n, "hit": [True] * n} | columns)
+
+
+def test_a_value_is_right_only_with_every_digit():
+    places = frame(
+        kind=[1, 1, 1, 2, 3, 4, 4, 4, 4],
+        starts=[True, False, True, True, True, True, True, True, True],
+        hit=[True, False, True, False, True, True, True, True, True],
+        score=[0.0] * 5 + [2.0, 1.0, 1.5, 3.0],
+        right=[False] * 5 + [True, False, False, True],
+        reading=[True] * 5 + [True, True, False, False],
+    )
+    places = pd.concat([places, places.assign(score=-places.score)[5:7].assign(reading=False)])
+    # of the readings "1?" with its second digit wrong and one right digit: half; the result wrong, the copy right
+    # right scores 2, 3, -2 and wrong ones 1, 1.5, -1: 2 and 3 each beat all three, -2 none: 6 of 9 pairs
+    # of readings 2 beats 1; of computations 3 beats 1.5 and -1, -2 beats neither: 2 of 4 pairs
+    assert pretrain._skills(places) == {
+        **{"reading": 0.5, "arithmetic": 0.0, "copying": 1.0},
+        **{"judging_auroc": pytest.approx(6 / 9), "judging_auroc_reading": 1.0, "judging_auroc_arithmetic": 0.5},
+    }
+
+
+class Parrot:
+    """A model that knows every next token, and whose verdict on every statement is the same."""
+
+    seen: set[int]
+
+    def __init__(self):
+        self.seen = set()
+
+    def eval(self):
+        return self
+
+    def __call__(self, input_ids, attention_mask, pixel_values):
+        self.seen.add(len(input_ids))
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(input_ids.roll(-1, 1), len(TOKENIZER)).float())
+
+
+def test_skills_of_a_model_that_knows_values_and_judges_nothing():
+    parrot = Parrot()
+    skills = pretrain.measure(parrot, PROCESSOR, n=32)
+    known = {name: skills.pop(name) for name in ("reading", "arithmetic", "copying")}
+    assert known == {"reading": 1.0, "arithmetic": 1.0, "copying": 1.0} and parrot.seen == {32}
+    assert skills == {"judging_auroc": 0.5, "judging_auroc_reading": 0.5, "judging_auroc_arithmetic": 0.5}
+
+
+def test_a_training_of_two_updates_writes_model_card_and_skills(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrain, "measure", partial(pretrain.measure, n=32))
+    small = partial(models.new_base, width=32, layers=pretrain.MIDDLE + 1, vision_layers=1)
+    monkeypatch.setattr(pretrain, "new_base", small)
+    skills = pretrain.train(tmp_path, updates=2, batch=4, learning_rate=1e-3, seed=5, watch=2)
+    facts = json.loads((tmp_path / "skills.json").read_text(encoding="utf-8"))
+    assert facts["skills"] == skills and all(0 <= value <= 1 for value in skills.values())
+    assert (facts["updates"], facts["batch"], facts["seed"]) == (2, 4, 5)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "2 batches of 4 rows" in card and "seed 5" in card and f"| reading | {skills['reading']:.4f} |" in card
+    assert "update 2 of 2" in capsys.readouterr().out
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".jinja", ".md"}
+    model, processor = models.load(tmp_path, dtype=torch.bfloat16)
+    assert model.num_parameters() == facts["parameters"] and processor.tokenizer.eos_token == "<|im_end|>"
+    start = small(5).model.language_model.layers[0].mlp.up_proj.weight.to(torch.bfloat16)
+    assert not torch.equal(model.model.language_model.layers[0].mlp.up_proj.weight, start), "nothing was learnt"
