@@ -6,6 +6,7 @@ that skills can be measured on scenes never trained on.
 
 import random
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from .models import IMAGE_SIZE, PATCH
 from .world import FAMILIES, parts, render, split_of
@@ -13,7 +14,7 @@ from .world.truth import OPERATIONS, operand
 
 JUDGE_TEXT, MARK = "Judge each statement.", " True?"
 KINDS = {1: "reading", 2: "arithmetic", 3: "copying"}  # of a target; 4 is a judgement, 0 is not trained on
-SKILLS = ("describe", "compute", "look_up", "judge")
+SKILLS = ("describe", "compute", "look_up", "copy", "judge")
 
 
 def scene(rng: random.Random, split: str) -> tuple[dict, str]:
@@ -64,6 +65,9 @@ def statement(found: dict, rng: random.Random) -> tuple[str, int, bool]:
     return text, value if right else rng.choice(near), right
 
 
+HEADS = [("Sum", "+"), ("Difference", "-"), ("Cost", "*"), ("Area", "*"), ("Half", "+"), ("Distance", "-")]
+
+
 class Writer:
     """Turns scenes into token rows: (ids, next-token targets, kind of each target, image or None)."""
 
@@ -84,8 +88,13 @@ class Writer:
         """One training row of a skill: `ids`, `targets` and `kinds` (token,), and the figure or None."""
         found, question = scene(self.rng, self.split)
         pieces = getattr(self, skill)(found)  # (text, kind of its targets), the kinds as in KINDS
-        users = {"describe": "Describe the figure.", "compute": "Compute.", "judge": f"{question}\n{JUDGE_TEXT}"}
-        user = users.get(skill, self.options)
+        users = {
+            "describe": "Describe the figure.",
+            "compute": "Compute.",
+            "copy": "Compute.",
+            "judge": f"{question}\n{JUDGE_TEXT}",
+        }
+        user = self.options if skill == "look_up" else users[skill]
         seeing = skill in ("describe", "judge")
         head = self.encode("<|im_start|>user\n" + (self.image if seeing else "")) + self.encode(user)
         ids = head + self.encode("<|im_end|>\n<|im_start|>assistant\n")
@@ -129,6 +138,35 @@ class Writer:
             out += [(known[value], 0), (f" {value}", 2), ("\n\nAnswer:", 0), (f" {answer}", 3), ("\n\n", 0)]
         return out
 
+    def copy(self, found: dict) -> list[tuple[str, int]]:
+        """Numbers that are said, then taken up in computations, in the order in which they were said."""
+        out = []
+        for _ in range(3):
+            found, _question = scene(self.rng, self.split)
+            phrases = self.rng.sample(list(parts(found["family"], found["values"])), 2)
+            head, op = self.rng.choice(HEADS)
+            x, y = sorted((self.number(found, op), self.number(found, op)), reverse=op == "-")
+            for phrase, value in zip(phrases, (x, y), strict=True):
+                out += [(f"{phrase} is {value}\n\n", 0)]
+            z = OPERATIONS[op](x, y)
+            out += [(f"{head}:", 0), (f" {x}", 3), (f" {op}", 0), (f" {y}", 3), (" =", 0), (f" {z}", 2), ("\n\n", 0)]
+            if self.rng.random() < 0.5:  # and on from the result
+                head, op = self.rng.choice([("Sum", "+"), ("Difference", "-")])
+                w = self.rng.randint(1, 9) if op == "+" or z > 9 else self.rng.randint(0, z)
+                phrase = self.rng.choice(list(parts(found["family"], found["values"])))
+                out += [(f"{phrase} is {w}\n\n{head}:", 0), (f" {z}", 3), (f" {op}", 0), (f" {w}", 3), (" =", 0)]
+                z = OPERATIONS[op](z, w)
+                out += [(f" {z}", 2), ("\n\n", 0)]
+            if self.rng.random() < 0.5:
+                out += [("Answer:", 0), (f" {z}", 3), ("\n\n", 0)]
+        return out
+
+    def number(self, found: dict, op: str) -> int:
+        """A number such as the figures of the scene's family show, small if it is multiplied."""
+        if found["family"] == "triangle" and op != "*":
+            return 5 * self.rng.randint(4, 19)
+        return self.rng.randint(1, 9)
+
     def judge(self, found: dict) -> list[tuple[str, int]]:
         """Eight statements, half of them false; read and computed values are trained on where they are true."""
         out = []
@@ -139,19 +177,43 @@ class Writer:
         return out
 
 
-# A model that cannot see learns to judge by looks only: so long, as a share of all updates, nothing is judged.
-READING_FIRST = 0.3
-SHARES = {
-    False: dict(describe=0.8, look_up=0.2),
-    True: dict(describe=0.2, compute=0.05, look_up=0.2, judge=0.55),
-}
+class Stage(NamedTuple):
+    """A stretch of the training: its updates, the share of every skill, and the learning rate's factor.
+
+    The factor rises over 50 updates, holds, and from the share `falls` of the stage on goes down in a line to 0.03 of it.
+    """
+
+    updates: int
+    shares: dict[str, float]
+    factor: float
+    falls: float
 
 
-def rows(processor, seed: int, updates: int, batch: int) -> Iterator[dict]:
-    """Rows of the whole training, update by update: first reading and computing, then mostly judging."""
+# A model that cannot see learns to judge by looks only: so it reads first, then judges, then learns to restate numbers.
+STAGES = (
+    Stage(1000, dict(describe=0.8, compute=0.12, look_up=0.08), 1.0, 0.5),
+    Stage(750, dict(describe=0.2, compute=0.08, look_up=0.14, judge=0.58), 0.8, 1.0),
+    Stage(1200, dict(describe=0.2, look_up=0.2, copy=0.3, judge=0.3), 0.6, 0.4),
+)
+
+
+def pace(update: int, stages: tuple[Stage, ...] = STAGES) -> float:
+    """The learning rate's factor at an update of the whole training."""
+    for stage in stages:
+        if update < stage.updates:
+            fall = stage.updates * (1 - stage.falls)
+            return stage.factor * min(
+                1.0, (update + 1) / 50, max(0.03, (stage.updates - update) / fall if fall else 1.0)
+            )
+        update -= stage.updates
+    return 0.0
+
+
+def rows(processor, seed: int, batch: int, stages: tuple[Stage, ...] = STAGES) -> Iterator[dict]:
+    """Rows of the whole training, update by update, `batch` to an update."""
     writer = Writer(processor, seed)
-    for update in range(updates):
-        shares = SHARES[update >= READING_FIRST * updates]
-        for skill in writer.rng.choices(list(shares), list(shares.values()), k=batch - 1):
-            yield writer.row(skill)
-        yield writer.row("describe")  # no batch is without a figure
+    for stage in stages:
+        for _ in range(stage.updates):
+            for skill in writer.rng.choices(list(stage.shares), list(stage.shares.values()), k=batch - 1):
+                yield writer.row(skill)
+            yield writer.row("describe")  # no batch is without a figure

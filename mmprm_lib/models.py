@@ -1,5 +1,6 @@
 """Vision-language models: loading any of the Auto classes, and the architecture of the embedded base."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
 from transformers.models.siglip import SiglipImageProcessorPil
+from transformers.utils import logging
 
 from .world import vocabulary
 
@@ -71,12 +75,8 @@ def new_processor() -> LlavaProcessor:
     )
 
 
-def new_base(
-    seed: int = 0, width: int = 128, layers: int = 8, vision_layers: int = 2, tokenizer=None
-) -> LlavaForConditionalGeneration:
-    """The embedded architecture with random weights, float32: SigLIP tower, two-layer projector, Qwen2 decoder."""
-    torch.manual_seed(seed)
-    tokenizer = tokenizer or new_tokenizer()
+def new_config(tokenizer, width: int = 128, layers: int = 8, vision_layers: int = 2) -> LlavaConfig:
+    """The embedded architecture: SigLIP tower, two-layer projector, Qwen2 decoder."""
     text = dict(
         model_type="qwen2",
         vocab_size=len(tokenizer),
@@ -93,17 +93,9 @@ def new_base(
         initializer_range=0.06,  # at the usual 0.02 so small a model stalls for a thousand updates
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
-    vision = dict(
-        model_type="siglip_vision_model",
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=vision_layers,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH,
-        vision_use_head=False,
-    )
-    config = LlavaConfig(
+    vision = dict(model_type="siglip_vision_model", hidden_size=128, intermediate_size=384, num_attention_heads=4)
+    vision |= dict(num_hidden_layers=vision_layers, image_size=IMAGE_SIZE, patch_size=PATCH, vision_use_head=False)
+    return LlavaConfig(
         text_config=text,
         vision_config=vision,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -112,11 +104,15 @@ def new_base(
         vision_feature_layer=-1,
         image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
     )
-    model = LlavaForConditionalGeneration(config).eval()
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-    )
+
+
+def new_base(seed: int = 0, tokenizer=None, **sizes: int) -> LlavaForConditionalGeneration:
+    """The embedded model with random weights, float32; `sizes` as in `new_config`."""
+    torch.manual_seed(seed)
+    tokenizer = tokenizer or new_tokenizer()
+    model = LlavaForConditionalGeneration(new_config(tokenizer, **sizes)).eval()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
@@ -125,7 +121,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     revision: str | None = None,
-):
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """(model, processor) of a checkpoint folder or hub id; "embedded" is the base that is shipped with the package.
 
     Only safetensors are read; code of the checkpoint runs only if `trust_remote_code` is set.
@@ -133,15 +129,23 @@ def load(
     source = EMBEDDED if str(path) == "embedded" else path
     if str(path) == "embedded" and not (EMBEDDED / "config.json").exists():
         raise FileNotFoundError(f"the embedded base is missing at {EMBEDDED}: train it with `make base`")
+    logging.disable_progress_bar()  # bars on stderr would be noise in every executed notebook
     options = dict(trust_remote_code=trust_remote_code, revision=revision)
     processor = AutoProcessor.from_pretrained(source, **options)
     processor.tokenizer.padding_side = "left"
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, use_safetensors=True, **options).eval()
-    return model, processor
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 by itself; a CPU that only imitates it is slower than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager
-def training_attention(model):
+def training_attention(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Within the block, attention on a CPU is plain matrix products: the fused kernel's backward pass is far slower."""
     before = model.config._attn_implementation
     if model.device.type == "cpu":

@@ -44,7 +44,7 @@ def metric_by_position(frame: pd.DataFrame, metric: str, *, ylabel: str = "", ca
         axes.set_xticks(sizes.index, [f"{place}\nn = {n:,}" for place, n in sizes.items()])
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
     else:
-        axes.text(0.5, 0.5, "one kind of step only at every place", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "too few steps, or of one kind only, at every place", ha="center", transform=axes.transAxes)
     axes.set(xlabel="place of the step", ylabel=ylabel or metric.replace("_", " "))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.grid(axis="y", lw=0.5)
@@ -97,7 +97,8 @@ def _cells(axes: Axes, row: int, steps: Sequence[str], scores: Sequence[float]) 
         text = _wrap(step, 16, lines=2)
         if column == MAX_CELLS - 1 and len(steps) > MAX_CELLS:
             text = f"{len(steps) - MAX_CELLS} more"
-        axes.text(column + 0.48, row + 0.36, text, ha="center", va="center", fontsize=6.5, color=ink)
+        words = axes.text(column + 0.48, row + 0.36, text, ha="center", va="center", fontsize=6.5, color=ink)
+        words.set_clip_path(box)  # digits in a row are wider than the letters that the wrapping reckons with
         axes.text(column + 0.93, row + 0.84, f"{score:.2f}", ha="right", va="bottom", fontsize=5.5, color=ink)
 
 

@@ -157,6 +157,8 @@ def fine_tune(
     )  # fmt: skip
     n_updates = epochs * math.ceil(len(data) / (batch_size * gradient_accumulation))
     arguments.logging_steps = max(1, int(n_updates) // N_LOGGED)
+    # grouped by length, a small corpus would be seen family by family: the loss jumps where a group begins
+    arguments.train_sampling_strategy = "random"
     with frozen(vision_towers(model) if freeze_vision else []), models.training_attention(model):
         tuned = with_lora(model, lora_rank, None) if lora_rank else model
         trainer = Trainer(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
@@ -263,11 +265,17 @@ def first_errors(steps: pd.DataFrame, by: str) -> pd.DataFrame:
 
 
 def pick(problems: Sequence[Problem], solutions: Sequence[Solution], right: bool) -> tuple[Problem, Solution] | None:
-    """The first problem and solution, of those with the most steps, whose verdict is correct (`right`) or wrong.
+    """A problem and a solution whose verdict is correct (`right`) or wrong: the one that got furthest without an error.
 
-    None if there is none.
+    Outside the embedded world the one with the most steps. The first of equals; None if there is none.
     """
     known = {p.problem_id: p for p in problems}
+
+    def reached(solution: Solution) -> int:
+        problem = known[solution.problem_id]
+        error = world.first_error(problem, solution.steps) if problem.scene else None
+        return len(solution.steps) if error is None else error
+
     fitting = [s for s in solutions if s.verdict == ("correct" if right else "wrong")]
-    best = max(fitting, key=lambda s: len(s.steps), default=None)
+    best = max(fitting, key=reached, default=None)
     return best and (known[best.problem_id], best)

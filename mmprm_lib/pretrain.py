@@ -15,8 +15,8 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from .curriculum import KINDS, SKILLS, Writer, rows
-from .models import EMBEDDED, new_base, new_processor, training_attention
+from .curriculum import KINDS, SKILLS, STAGES, Stage, Writer, pace, rows
+from .models import EMBEDDED, load, new_base, new_processor, training_attention
 
 MIDDLE = 4  # the decoder layer that must already know a value, so that later layers can compare it with the claim
 
@@ -100,16 +100,11 @@ def _skills(frame: pd.DataFrame) -> dict[str, float]:
     return skills | {f"judging_auroc{k}": float(roc_auc_score(part.right, part.score)) for k, part in parts.items()}
 
 
-def pace(update: int, updates: int) -> float:
-    """The learning rate's factor: up over 50 updates, held for the first half, then down in a line to 0.02."""
-    return min(1.0, (update + 1) / 50, max(0.02, 2 * (1 - update / updates)))
-
-
 class Stream(torch.utils.data.IterableDataset):
     """The rows of the whole training, for Trainer."""
 
-    def __init__(self, processor, seed: int, updates: int, batch: int):
-        self.arguments = (processor, seed, updates, batch)
+    def __init__(self, processor, seed: int, batch: int, stages: tuple[Stage, ...]):
+        self.arguments = (processor, seed, batch, stages)
 
     def __iter__(self) -> Iterator[dict]:
         return rows(*self.arguments)
@@ -154,10 +149,16 @@ Licence: MIT, as the project.
 """
 
 
-def train(out: Path, updates: int, batch: int, learning_rate: float, seed: int, watch: int) -> dict[str, float]:
-    """The skills of a base trained from scratch and saved in `out`: bf16 weights, its card (README.md), skills.json."""
-    processor, start = new_processor(), time.time()
-    model = new_base(seed, tokenizer=processor.tokenizer)
+def train(
+    out: Path, batch: int, learning_rate: float, seed: int, watch: int, start: str, skip: int
+) -> dict[str, float]:
+    """The skills of a base saved in `out`: bf16 weights, its card (README.md), skills.json.
+
+    Trained from scratch, or on from the checkpoint `start` after the first `skip` stages.
+    """
+    processor, began, stages = new_processor(), time.time(), STAGES[skip:]
+    model = load(start)[0].train() if start else new_base(seed, tokenizer=processor.tokenizer)
+    updates = sum(stage.updates for stage in stages)
     arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=updates,
@@ -170,9 +171,9 @@ def train(out: Path, updates: int, batch: int, learning_rate: float, seed: int, 
         logging_steps=100,
         use_cpu=not torch.cuda.is_available(),
     )
-    stream, watcher = Stream(processor, seed, updates, batch), Watch(processor, watch, out)
+    stream, watcher = Stream(processor, seed + skip, batch, stages), Watch(processor, watch, out)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: pace(update, updates))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: pace(update, stages))
     trainer = BaseTrainer(
         model,
         arguments,
@@ -186,7 +187,7 @@ def train(out: Path, updates: int, batch: int, learning_rate: float, seed: int, 
     model = model.to(torch.bfloat16)
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    facts = dict(updates=updates, batch=batch, seed=seed, seconds=time.time() - start, threads=torch.get_num_threads())
+    facts = dict(updates=updates, batch=batch, seed=seed, seconds=time.time() - began, threads=torch.get_num_threads())
     return write_card(out, model.float(), processor, facts)
 
 
@@ -203,13 +204,13 @@ def main() -> None:
     """Trains the base with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=EMBEDDED)
-    parser.add_argument("--updates", type=int, default=2600)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=8.0e-4)
+    parser.add_argument("--learning-rate", type=float, default=1.0e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--watch", type=int, default=250, help="updates between two looks at the skills")
-    options = parser.parse_args()
-    print(train(options.out, options.updates, options.batch, options.learning_rate, options.seed, options.watch))
+    parser.add_argument("--start", default="", help="a checkpoint to go on from")
+    parser.add_argument("--skip", type=int, default=0, help="the stages that it has behind it")
+    print(train(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

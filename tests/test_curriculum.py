@@ -90,16 +90,21 @@ def test_a_computation_asks_for_every_digit_of_its_result(bars):
     assert row["image"] is None and 3 not in row["ids"]
 
 
-def test_looking_up_asks_for_the_letter_or_for_the_number(bars):
-    writer = curriculum.Writer(PROCESSOR, 0)
-    plain, listed = writer.row("look_up"), writer.row("look_up")
-    assert text_of(plain) == OPEN.format("Compute.") + "Sum: 3 + 8 = 11\n\nAnswer: 11<|im_end|>"
-    eleven = [(" 8 =", " 1", 2), (" = 1", "1", 2)]
-    copied = [("Answer:", " 1", 3), (": 1", "1", 3), (" 11", "<|im_end|>", 3)]
-    assert targets_of(plain) == eleven + copied
-    options = "Compute.\n(A) 14 (B) 19 (C) 9 (D) 11"
-    assert text_of(listed) == OPEN.format(options) + "Sum: 1 + 8 = 9\n\nAnswer: C<|im_end|>"
-    assert [rest for _, *rest in targets_of(listed)] == [[" 9", 2], [" C", 3], ["<|im_end|>", 3]]
+def test_looking_up_asks_for_results_and_for_their_letter_or_the_number():
+    writer, forms = curriculum.Writer(PROCESSOR, 0), set()
+    for row in (writer.row("look_up") for _ in range(40)):
+        user, reply = re.fullmatch(OPEN.format("(.*)").replace("|", r"\|") + "(.*)", text_of(row), re.DOTALL).groups()
+        options = dict(re.findall(r"\((\w)\) (\d+)", user))
+        assert user.startswith("Compute.") and list(options) in ([], list("ABCD"))
+        asked = []
+        for x, sign, y, value, answer in re.findall(r": (\d+) ([-+*]) (\d+) = (\d+)\n\nAnswer: (\w+)", reply):
+            assert OPERATIONS[sign](int(x), int(y)) == int(value)
+            assert options.get(answer, answer) == value  # the letter of the option, or the number itself
+            assert answer.isdigit() == (not options)
+            asked += [(digit, 2) for digit in value] + [(digit, 3) for digit in answer]
+        assert asked and [(word.strip(), kind) for _, word, kind in targets_of(row) if word != "<|im_end|>"] == asked
+        forms.add(bool(options))
+    assert forms == {True, False}
 
 
 def test_judgements_are_asked_at_the_mark_and_never_written(bars):
@@ -189,7 +194,7 @@ def test_only_scenes_of_the_asked_split_are_shown(monkeypatch, split):
     writer = curriculum.Writer(PROCESSOR, 0, split)
     for skill in curriculum.SKILLS * 5:
         writer.row(skill)
-    assert len(drawn) == 5 * (4 + 4) and {split_of(scene) for scene in drawn} == {split}  # compute draws four more
+    assert len(drawn) >= 5 * len(curriculum.SKILLS) and {split_of(scene) for scene in drawn} == {split}
 
 
 def test_a_seed_gives_the_same_rows_and_another_gives_others():
@@ -202,14 +207,13 @@ def test_a_seed_gives_the_same_rows_and_another_gives_others():
 
 
 def test_nothing_is_judged_until_the_base_has_learnt_to_read():
-    judging = []
-    batches = list(curriculum.rows(PROCESSOR, seed=0, updates=8, batch=16))
-    assert len(batches) == 8 * 16
-    for update in range(8):
+    batches = list(curriculum.rows(PROCESSOR, seed=0, updates=10, batch=16))
+    assert len(batches) == 10 * 16 and 0.1 <= curriculum.READING_FIRST <= 0.5
+    for update in range(10):
         batch = batches[16 * update : 16 * (update + 1)]
-        judging.append(sum(4 in row["kinds"] for row in batch))
+        judging = any(4 in row["kinds"] for row in batch)
+        assert judging == (update >= 10 * curriculum.READING_FIRST)
         assert batch[-1]["image"] is not None  # no batch is without a figure
-    assert judging[:2] == [0, 0] and min(judging[2:]) > 0  # READING_FIRST is a quarter of all updates
 
 
 def test_shares_of_the_skills_sum_to_one():
@@ -220,16 +224,14 @@ def test_shares_of_the_skills_sum_to_one():
 # ---- training
 
 
-def test_pace_rises_holds_and_falls_twice():
-    # of 1,000 updates the first cycle takes 250: up over 50, level to its middle, then in a line to 0.03
-    first = {0: 1 / 50, 49: 1.0, 125: 1.0, 200: 2 * 50 / 250, 249: 0.03}
-    # the second takes 750, at 0.8 of the rate: 925 is its 675th, so 2 * 75 / 750 * 0.8
-    second = {250: 0.8 / 50, 299: 0.8, 625: 0.8, 925: 0.16, 999: 0.8 * 0.03}
-    for update, factor in (first | second).items():
-        assert math.isclose(pretrain.pace(update, 1000), factor), update
-    paces = [pretrain.pace(update, 1000) for update in range(1000)]
-    assert all(0.016 <= pace <= 1 for pace in paces)
-    assert paces[:50] == sorted(paces[:50]) and paces[125:250] == sorted(paces[125:250], reverse=True)
+@pytest.mark.parametrize("updates", [400, 1000, 4000])
+def test_pace_rises_over_50_updates_holds_and_falls_to_almost_nothing(updates):
+    paces = [pretrain.pace(update, updates) for update in range(updates)]
+    assert [paces[update] for update in (0, 24, 49)] == [1 / 50, 25 / 50, 1.0]
+    assert max(paces) == 1.0 and min(paces) > 0
+    assert len([pace for pace in paces if pace == 1.0]) >= updates / 10  # it holds
+    falling = paces[-updates // 5 :]
+    assert falling == sorted(falling, reverse=True) and falling[0] > 0.1 and 0 < falling[-1] <= 0.05
 
 
 def test_rows_are_padded_on_the_right_and_only_figures_have_pixels():

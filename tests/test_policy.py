@@ -251,8 +251,10 @@ def test_the_corpus_is_judged():
     assert frame["n_steps"].tolist() == [4, 4, 4]
 
 
-def test_a_solved_and_a_failed_example_are_the_longest():
+def test_a_solved_and_a_failed_example_got_furthest():
     solutions = [solution("p0/s0"), solution("p0/s1", ("a", "b", "c", "d")), solution("p0/s2", verdict="wrong")]
     assert policy.pick([problem()], solutions, True)[1].solution_id == "p0/s1"
     assert policy.pick([problem()], solutions, False)[1].solution_id == "p0/s2"
     assert policy.pick([problem()], solutions[:2], False) is None
+    late, early = solution("p0/s0", (*GOOD[:3], "Answer: 9"), verdict="wrong"), solution("p0/s1", BAD, verdict="wrong")
+    assert policy.pick([fixed("p0")], [early, late], False)[1] is late  # three right steps against one

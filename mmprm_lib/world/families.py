@@ -159,8 +159,8 @@ def vocabulary() -> list[str]:
             words.update(
                 re.findall(r"[A-Za-z]+", " ".join([draft.plain, draft.tricky, *heads, *parts(name, draft.values)]))
             )
-    words.update("user assistant system Answer Look at the figure Now compute Read first is Yes No True False".split())
-    words.update("Correct Incorrect Describe Compute Judge each statement Question Solution Process Step".split())
-    words.update("Intent Image Logic Judgement".split())
+    words.update(["user", "assistant", "system", "Answer", "Look", "at", "the", "figure", "Now", "compute", "Read", "first", "is", "Yes", "No", "True", "False"])
+    words.update(["Correct", "Incorrect", "Describe", "Compute", "Judge", "each", "statement", "Question", "Solution", "Process", "Step"])
+    words.update(["Intent", "Image", "Logic", "Judgement"])
     marks = list("?,:.+-*=()")
     return sorted(w for word in [*words, *marks, *"0123456789"] for w in (word, " " + word)) + ["\n\n"]
