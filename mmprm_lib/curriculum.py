@@ -14,7 +14,7 @@ from .world.truth import OPERATIONS, operand
 
 JUDGE_TEXT, MARK = "Judge each statement.", " True?"
 KINDS = {1: "reading", 2: "arithmetic", 3: "copying"}  # of a target; 4 is a judgement, 0 is not trained on
-SKILLS = ("describe", "compute", "look_up", "copy", "judge")
+SKILLS = ("describe", "compute", "look_up", "copy", "tell", "judge")
 
 
 def scene(rng: random.Random, split: str) -> tuple[dict, str]:
@@ -94,8 +94,8 @@ class Writer:
             "copy": "Compute.",
             "judge": f"{question}\n{JUDGE_TEXT}",
         }
-        user = self.options if skill == "look_up" else users[skill]
-        seeing = skill in ("describe", "judge")
+        user = users.get(skill, self.options)  # the skills that are not among them have written their own instruction
+        seeing = skill in ("describe", "tell", "judge")
         head = self.encode("<|im_start|>user\n" + (self.image if seeing else "")) + self.encode(user)
         ids = head + self.encode("<|im_end|>\n<|im_start|>assistant\n")
         targets, kinds = [-100] * len(ids), [0] * len(ids)
@@ -161,6 +161,22 @@ class Writer:
                 out += [("Answer:", 0), (f" {z}", 3), ("\n\n", 0)]
         return out
 
+    def tell(self, found: dict) -> list[tuple[str, int]]:
+        """Two or three named values, read in the order of the instruction, and combined with the operation it names."""
+        names = parts(found["family"], found["values"])
+        chosen = self.rng.sample(list(names), min(len(names), self.rng.choice([2, 2, 3])))
+        head, op = self.rng.choice(HEADS)
+        values = [found["values"][names[phrase]] for phrase in chosen]
+        if values[0] < values[1] and op == "-":
+            chosen[:2], values[:2] = chosen[1::-1], values[1::-1]
+        if op == "*" and max(values[:2]) > 12:
+            head, op = "Sum", "+"
+        self.options = f"{head} of {', '.join(phrase[0].lower() + phrase[1:] for phrase in chosen)}."
+        z = OPERATIONS[op](*values[:2])
+        out = [x for phrase, v in zip(chosen, values, strict=True) for x in ((f"{phrase} is", 3), (f" {v}", 1), ("\n\n", 3))]
+        out += [(f"{head}:", 3), (f" {values[0]}", 3), (f" {op}", 3), (f" {values[1]}", 3), (" =", 3), (f" {z}", 2)]
+        return [*out, ("\n\n", 3), ("Answer:", 3), (f" {z}", 3), ("<|im_end|>", 3)]
+
     def number(self, found: dict, op: str) -> int:
         """A number such as the figures of the scene's family show, small if it is multiplied."""
         if found["family"] == "triangle" and op != "*":
@@ -180,7 +196,7 @@ class Writer:
 class Stage(NamedTuple):
     """A stretch of the training: its updates, the share of every skill, and the learning rate's factor.
 
-    The factor rises over 50 updates, holds, and from the share `falls` of the stage on goes down in a line to 0.03 of it.
+    The factor rises over 50 updates, holds, and from the share `falls` of the stage on falls in a line to 3 % of it.
     """
 
     updates: int
@@ -189,11 +205,13 @@ class Stage(NamedTuple):
     falls: float
 
 
-# A model that cannot see learns to judge by looks only: so it reads first, then judges, then learns to restate numbers.
+# A model that cannot see learns to judge by looks only: so it reads first, then judges, then restates numbers, and at
+# last does as it is told.
 STAGES = (
     Stage(1000, dict(describe=0.8, compute=0.12, look_up=0.08), 1.0, 0.5),
     Stage(750, dict(describe=0.2, compute=0.08, look_up=0.14, judge=0.58), 0.8, 1.0),
-    Stage(1200, dict(describe=0.2, look_up=0.2, copy=0.3, judge=0.3), 0.6, 0.4),
+    Stage(600, dict(describe=0.2, look_up=0.2, copy=0.3, judge=0.3), 0.6, 1.0),
+    Stage(800, dict(describe=0.1, look_up=0.15, copy=0.15, tell=0.4, judge=0.2), 0.6, 0.3),
 )
 
 

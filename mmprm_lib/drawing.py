@@ -57,6 +57,7 @@ def new_figure(width: float = 6.4, height: float = 3.8, n_axes: int = 1, **optio
 
 
 def add_caption(figure: Figure, text: str) -> Figure:
+    """The figure with `text` wrapped under it, as wide as it is."""
     if text:
         width = int(figure.get_figwidth() * CAPTION_CHARACTERS)
         figure.supxlabel("\n".join(textwrap.wrap(text, width)), x=0.01, ha="left", fontsize=8, color="#444444")

@@ -47,16 +47,12 @@ def _load_options(bf16: bool, trust_remote_code: bool) -> dict[str, Any]:
     return {"dtype": torch.bfloat16 if bf16 else torch.float32, "trust_remote_code": trust_remote_code}
 
 
-def _placed(model: Any) -> Any:
-    return model.to("cuda") if torch.cuda.is_available() else model
-
-
 def load_policy(
     run: Run, where: str, *, batch_size: int = 512, bf16: bool = False, trust_remote_code: bool = False
 ) -> TransformersGenerator:
     """A generator of the policy at `where` (see `locate`), on the GPU if there is one; the run records its hash."""
     model, processor = models.load(locate(run, where), **_load_options(bf16, trust_remote_code))
-    generator = TransformersGenerator(_placed(model), processor, batch_size, name=where.rpartition("/")[2])
+    generator = TransformersGenerator(model, processor, batch_size, name=where.rpartition("/")[2])
     run.model("policy", generator.fingerprint)
     return generator
 
@@ -81,7 +77,7 @@ def load_scorer(
         model, processor = models.load(place, **load_options)
         if form.marker == MARKER:
             add_marker(model, processor)
-    scorer = Scorer(form, _placed(model), processor, name=name, **options)
+    scorer = Scorer(form, model, processor, name=name, **options)
     run.model(name, scorer.fingerprint)
     return scorer
 
@@ -156,6 +152,11 @@ def divide(bench: Benchmark, dev_share: float, seed: int) -> tuple[Benchmark, Be
     random.Random(f"{seed}/dev").shuffle(names)
     dev = set(names[: round(dev_share * len(names))])
     return _part(bench, dev), _part(bench, set(names) - dev)
+
+
+def first(bench: Benchmark, n: int) -> Benchmark:
+    """The first n problems of a benchmark with all their solutions, for what is too costly for all of it."""
+    return _part(bench, {p.problem_id for p in bench.problems[:n]})
 
 
 def _part(bench: Benchmark, names: set[str]) -> Benchmark:
@@ -253,7 +254,7 @@ def by_group(
     """Macro F1 and AUROC of each scorer (name -> threshold) in each group of steps, in long form.
 
     Columns: `by`, scorer, metric (macro_f1, auroc, share_wrong), value, n, low, high. Neutral steps
-    are dropped, and groups under `min_steps` left out; where one kind of step is missing, the first two metrics are nan.
+    are dropped, and groups under `min_steps` left out; with one kind of step only, the first two metrics are nan.
     """
     rows = []
     for group, part in steps[steps["label"] != 0].groupby(by, sort=True):

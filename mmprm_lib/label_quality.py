@@ -175,7 +175,8 @@ def outcome_frame(solutions: Sequence[Solution], labels: Sequence[StepLabels]) -
         for s in solutions
         if s.solution_id in truths
     ]
-    return pd.DataFrame(rows, columns=["problem_id", "solution_id", "correct", "clean"])
+    found = pd.DataFrame(rows, columns=["problem_id", "solution_id", "correct", "clean"])
+    return found.astype({"correct": bool, "clean": bool})  # a mask, also where there are no rows
 
 
 def cost(labels: Sequence[StepLabels], solutions: Sequence[Solution], options: Options) -> tuple[int, int]:

@@ -164,6 +164,7 @@ def fine_tune(
         trainer = Trainer(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
         trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
         trainer.train()
+    trainer.accelerator.unwrap_model(tuned, keep_fp32_wrapper=False)  # else its forward pass stays in mixed precision
     model = (tuned.merge_and_unload() if lora_rank else tuned).eval()
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir)

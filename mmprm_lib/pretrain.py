@@ -131,10 +131,10 @@ class Watch(TrainerCallback):
 CARD = """# The embedded base of mmprm
 
 A tiny vision-language model (`LlavaForConditionalGeneration`: SigLIP tower, Qwen2 decoder, {parameters:,} parameters,
-bf16) that plays the part of a general base model in mmprm's notebooks. It was trained from random weights by `make base` and
-knows nothing but figures of the embedded world: reading them, arithmetic, looking up an option, and judging plain
-statements true or false. It has seen no worked solution, no PRM format and no Monte Carlo label. It is of no use for
-anything else.
+bf16) that plays the part of a general base model in mmprm's notebooks. It was trained from random weights by
+`make base` and knows nothing but the embedded world: reading its figures, arithmetic, restating numbers, looking up an
+option, and judging plain statements true or false. It has seen no worked solution of a problem, no PRM format and no
+Monte Carlo label. It is of no use for anything else.
 
 - Data: {updates:,} batches of {batch} rows, drawn from the scenes of the world's train split, seed {seed}. No other.
 - Cost: {seconds:,.0f} s on {threads} CPU thread(s).

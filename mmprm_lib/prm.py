@@ -170,6 +170,8 @@ def training_rows(
             dropped["too_long"] += 1
             continue
         rows.append({"input_ids": row.ids, "row": row, "labels": [IGNORED if y is None else y for y in example.labels]})
+    if not rows:
+        raise ValueError(f"none of {dropped.total()} records can be trained on: {dict(dropped)}")
     return rows, dict(dropped)
 
 
@@ -182,7 +184,7 @@ def collate_labelled(encoder: Encoder, rows: list[dict]) -> dict[str, torch.Tens
     return batch | {"labels": labels}
 
 
-def with_lora(model, rank: int, marker_id: int | None):
+def with_lora(model, rank: int, marker_id: int | None) -> "PeftModel":
     """A peft model around `model`: LoRA on every linear layer outside the vision tower, and the marker's embedding row
     trained.
     """
@@ -230,12 +232,9 @@ def train(
     torch.manual_seed(seed)  # peft draws its matrices
     if form.marker == MARKER:
         add_marker(model, processor, marker_init)
-    data = examples(form, records, problems, labels, threshold)
     validation = examples(form, eval_records or (), eval_problems or problems, labels, threshold)
     encoder = Encoder(form, processor, max_length or context_length(model))
-    rows, dropped = training_rows(encoder, data, train_history)
-    if not rows:
-        raise ValueError(f"none of {len(data)} records can be trained on: {dropped}")
+    rows, dropped = training_rows(encoder, examples(form, records, problems, labels, threshold), train_history)
     head = _head(form, model, processor, lora_rank, freeze_vision, encoder.marker_id)
     keeper = KeepBest(head, _validator(form, head, processor, max_length) if validation else None, validation)
     collate = partial(collate_labelled, encoder)
@@ -245,11 +244,9 @@ def train(
     with models.training_attention(model):
         trainer.train()
     keeper.restore()
-    trained = head.vlm.merge_and_unload() if lora_rank else model
-    best = keeper.best or {}
-    prm = TrainedPRM(
-        form, trained.eval(), processor, trainer.state.log_history, best.get("epoch"), best, dropped, n_train=len(rows)
-    )
+    trained, best = head.vlm.merge_and_unload() if lora_rank else model, keeper.best or {}
+    past = (trainer.state.log_history, best.get("epoch"), best, dropped, len(rows))
+    prm = TrainedPRM(form, trained.eval(), processor, *past)
     if trainer.is_world_process_zero():
         prm.save(output_dir)
     return prm
@@ -271,7 +268,7 @@ def training_arguments(
     """Trainer's arguments: AdamW, linear warm-up over `warmup_share` of the updates, then cosine to 0, as both papers.
 
     VisualPRM warms up over 5 %, MM-PRM over 3 %; weight decay is 0.05 in both; their learning rates are 1e-5 and 4e-6.
-    `batch_size` is per device and before accumulation.
+    `batch_size` is per device and before accumulation. `bf16` is mixed precision, where the device computes it.
     """
     if not 0 <= warmup_share < 1:  # Trainer would read 1 as one update
         raise ValueError(f"warmup_share is {warmup_share}: give the share of all updates, from 0 to below 1")
@@ -284,7 +281,7 @@ def training_arguments(
         warmup_steps=warmup_share,  # a share where below 1
         weight_decay=weight_decay,
         lr_scheduler_type="cosine",
-        bf16=bf16,
+        bf16=bf16 and models.has_bf16(torch.device("cpu" if use_cpu else "cuda")),
         seed=seed,
         use_cpu=use_cpu,
         save_strategy="no",  # Trainer's own checkpoints hold pickles; KeepBest keeps the best epoch

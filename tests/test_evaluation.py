@@ -120,6 +120,7 @@ def test_divide_keeps_every_problem_whole():
     other = evaluation.divide(bench, 0.25, seed=1)[0]
     assert {p.problem_id for p in other.problems} != {p.problem_id for p in dev.problems}
     assert evaluation.divide(bench, 0.0, seed=0)[0].solutions == []
+    assert [s.solution_id for s in evaluation.first(bench, 1).solutions] == ["p0/s0", "p0/s20"]
 
 
 def test_thresholds_come_from_dev_and_are_half_where_nothing_can_be_chosen():

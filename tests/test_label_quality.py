@@ -153,6 +153,8 @@ def test_correct_answers_after_wrong_steps_are_seen():
     solutions = [solution("p0/s0"), solution("p0/s1", verdict="wrong"), solution("p0/s2")]
     found = label_quality.outcome_frame(solutions, [record(), record("p0/s1"), record("p0/s2", truth=None)])
     assert found.values.tolist() == [["p0", "p0/s0", True, False], ["p0", "p0/s1", False, False]]
+    none = label_quality.outcome_frame(solutions, [])
+    assert len(none[none["correct"]]["clean"]) == 0
 
 
 def test_cost_counts_only_what_was_drawn():

@@ -64,8 +64,9 @@ def test_functions_are_short_typed_and_described(path):
     assert ast.get_docstring(tree), "the module says not what it is"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= 40 + len((ast.get_docstring(node) or "").splitlines()), f"{node.name} has {length} lines"
+            body = node.body[1:] if ast.get_docstring(node) else node.body  # the signature and the docstring do not count
+            length = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert length <= 40, f"{node.name} has {length} lines"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{node.name} has no docstring"

@@ -149,6 +149,10 @@ def parts(family: str, values: dict[str, int]) -> dict[str, str]:
     return {f"{dict(bars='Bar', triangle='Angle', line='Point')[family]} {key}": key for key in values}
 
 
+OTHER_WORDS = """user assistant system Answer Look at the figure Now compute Read first is Yes No True False Correct
+Incorrect Describe Compute Judge each statement Question Solution Process Step Intent Image Logic Judgement"""
+
+
 def vocabulary() -> list[str]:
     """Every word of the world's questions and steps as a tokenizer meets it: at a line's start and after a space."""
     rng, words = random.Random(0), set()
@@ -159,8 +163,6 @@ def vocabulary() -> list[str]:
             words.update(
                 re.findall(r"[A-Za-z]+", " ".join([draft.plain, draft.tricky, *heads, *parts(name, draft.values)]))
             )
-    words.update(["user", "assistant", "system", "Answer", "Look", "at", "the", "figure", "Now", "compute", "Read", "first", "is", "Yes", "No", "True", "False"])
-    words.update(["Correct", "Incorrect", "Describe", "Compute", "Judge", "each", "statement", "Question", "Solution", "Process", "Step"])
-    words.update(["Intent", "Image", "Logic", "Judgement"])
+    words.update(re.findall(r"[A-Za-z]+", OTHER_WORDS))
     marks = list("?,:.+-*=()")
     return sorted(w for word in [*words, *marks, *"0123456789"] for w in (word, " " + word)) + ["\n\n"]

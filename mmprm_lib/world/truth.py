@@ -197,7 +197,7 @@ def step_kind(step: str) -> str:
 
 
 def error_kind(judged: StepTruth) -> str:
-    """The first of GM-PRM's aspects in which a wrong step fails: "intent", "image" or "logic"; "" if it is not wrong."""
+    """The first of GM-PRM's aspects in which a wrong step fails: "intent", "image" or "logic"; "" if it does not."""
     if judged.truth != -1:
         return ""
     return next((name for name in ("intent", "image", "logic") if not getattr(judged, name)), "logic")
