@@ -5,12 +5,15 @@ Three PRMs and a baseline, by `kind`: `marker` (MM-PRM), `chat` (VisualPRM, valu
 advantage-based), `orm` (one label for the whole solution); `judge` is the base, asked without training.
 """
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import AddedToken
@@ -22,6 +25,9 @@ from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_
 from mmprm_lib.schema import Problem, Solution, StepLabels
 from mmprm_lib.scoring import VISION_TOWERS, Scorer, StepHead, context_length, label_ids, vision_towers
 from mmprm_lib.steps import FORMATS, MARKER, Format
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def add_marker(model, processor, marker_init: str = "mean") -> None:
@@ -184,7 +190,7 @@ def collate_labelled(encoder: Encoder, rows: list[dict]) -> dict[str, torch.Tens
     return batch | {"labels": labels}
 
 
-def with_lora(model, rank: int, marker_id: int | None) -> "PeftModel":
+def with_lora(model, rank: int, marker_id: int | None) -> PeftModel:
     """A peft model around `model`: LoRA on every linear layer outside the vision tower, and the marker's embedding row
     trained.
     """

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -180,6 +181,23 @@ class _ProgressLines:
         pass
 
 
+def discard(folder: Path, force: bool) -> None:
+    """Nothing; removes what an outdated finished run wrote, by its manifest, so that no records are mixed.
+
+    A killed run has no manifest: its records stay to go on from, unless `force` removes every keyed record file.
+    """
+    manifest = read_manifest(folder)
+    names = list(manifest["outputs"]) if manifest else []
+    if force:
+        names += [path.with_suffix(".jsonl").name for path in folder.glob("*.key")]
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".key").unlink(missing_ok=True)
+
+
 def execute(stage: Stage) -> float:
     """Seconds that it took; runs a notebook through papermill into its results folder and cleans the executed copy.
 
@@ -293,6 +311,7 @@ def run(profile: str, only: list[str] | None = None, run_name: str | None = None
                 print(f"  {stage.name}: up to date", flush=True)
                 continue
             print(f"  {stage.name}: running ({reason})", flush=True)
+            discard(stage.folder, force)
             try:
                 seconds = execute(stage)
             except NotebookError as error:

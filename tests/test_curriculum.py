@@ -61,6 +61,11 @@ def claims(row: dict) -> list[tuple[str, bool]]:
     return list(zip((text.strip() for text in texts), verdicts, strict=True))
 
 
+def claimed(row: dict) -> str:
+    """The reply of a row."""
+    return text_of(row).split("assistant\n")[1]
+
+
 def is_true(claim: str, values: dict, family: str) -> bool:
     """Whether a statement holds: a reading by the figure, a computation by its own numbers."""
     match = CLAIM.fullmatch(claim)
@@ -105,6 +110,38 @@ def test_looking_up_asks_for_results_and_for_their_letter_or_the_number():
         assert asked and [(word.strip(), kind) for _, word, kind in targets_of(row) if word != "<|im_end|>"] == asked
         forms.add(bool(options))
     assert forms == {True, False}
+
+
+def test_copied_numbers_are_those_that_were_said_and_results_are_right():
+    writer = curriculum.Writer(PROCESSOR, 0)
+    for row in (writer.row("copy") for _ in range(40)):
+        said, results = [], []
+        for line in claimed(row).split("\n\n")[:-1]:
+            if match := re.fullmatch(r"[A-Za-z]+(?: [A-Za-z])? is (\d+)", line):
+                said.append(int(match[1]))
+            elif match := re.fullmatch(r"[A-Za-z]+: (\d+) ([-+*]) (\d+) = (\d+)", line):
+                x, y, z = int(match[1]), int(match[3]), int(match[4])
+                assert [x, y] in (said[-2:], [*results[-1:], *said[-1:]])
+                assert OPERATIONS[match[2]](x, y) == z >= 0
+                results.append(z)
+            else:
+                assert line == f"Answer: {results[-1]}"
+        assert {kind for *_, kind in targets_of(row)} == {2, 3} and row["image"] is None
+
+
+def test_what_is_told_is_read_in_the_order_of_the_instruction_and_combined():
+    found, writer = [], curriculum.Writer(PROCESSOR, 0)
+    for _ in range(40):
+        row = writer.row("tell")
+        asked, reply = text_of(row).split("user\n")[1].split("<|im_end|>")[0], claimed(row)
+        head, named = re.fullmatch(r"(?:<image>)?([A-Z][a-z]+) of ([a-zA-Z ,]+)\.", asked).groups()
+        read = re.findall(r"([A-Za-z]+(?: [A-Za-z])?) is (\d+)\n", reply)
+        assert [phrase[0].lower() + phrase[1:] for phrase, _ in read] == named.split(", ")
+        x, sign, y, z = re.search(rf"{head}: (\d+) ([-+*]) (\d+) = (\d+)\n\nAnswer: \4<\|im_end\|>$", reply).groups()
+        assert [x, y] == [value for _, value in read[:2]] and OPERATIONS[sign](int(x), int(y)) == int(z) >= 0
+        assert row["image"] is not None
+        found.append(len(read))
+    assert set(found) == {2, 3}
 
 
 def test_judgements_are_asked_at_the_mark_and_never_written(bars):
@@ -206,32 +243,38 @@ def test_a_seed_gives_the_same_rows_and_another_gives_others():
     assert some(0) != some(1) and some(0) != some(0, "test")
 
 
-def test_nothing_is_judged_until_the_base_has_learnt_to_read():
-    batches = list(curriculum.rows(PROCESSOR, seed=0, updates=10, batch=16))
-    assert len(batches) == 10 * 16 and 0.1 <= curriculum.READING_FIRST <= 0.5
-    for update in range(10):
-        batch = batches[16 * update : 16 * (update + 1)]
-        judging = any(4 in row["kinds"] for row in batch)
-        assert judging == (update >= 10 * curriculum.READING_FIRST)
-        assert batch[-1]["image"] is not None  # no batch is without a figure
+STAGES = (
+    curriculum.Stage(2, {"describe": 1.0}, factor=1.0, falls=0.5),
+    curriculum.Stage(3, {"describe": 0.5, "judge": 0.5}, factor=0.5, falls=1.0),
+)
 
 
-def test_shares_of_the_skills_sum_to_one():
-    for shares in curriculum.SHARES.values():
-        assert math.isclose(sum(shares.values()), 1) and set(shares) <= set(curriculum.SKILLS)
+def test_each_stage_shows_its_own_skills_for_its_own_updates():
+    batches = list(curriculum.rows(PROCESSOR, 0, 16, STAGES))
+    assert len(batches) == (2 + 3) * 16
+    judging = [any(4 in row["kinds"] for row in batches[start : start + 16]) for start in range(0, 80, 16)]
+    assert judging == [False, False, True, True, True]
+    assert all(row["image"] is not None for row in batches[15::16])  # no batch is without a figure
+
+
+def test_the_stages_read_before_they_judge_and_their_shares_sum_to_one():
+    assert "judge" not in curriculum.STAGES[0].shares and curriculum.STAGES[0].shares["describe"] >= 0.5
+    for stage in curriculum.STAGES:
+        assert math.isclose(sum(stage.shares.values()), 1) and set(stage.shares) <= set(curriculum.SKILLS)
+        assert stage.updates > 50 and 0 < stage.factor <= 1 and 0 <= stage.falls <= 1
+    assert {skill for stage in curriculum.STAGES for skill in stage.shares} == set(curriculum.SKILLS)
 
 
 # ---- training
 
 
-@pytest.mark.parametrize("updates", [400, 1000, 4000])
-def test_pace_rises_over_50_updates_holds_and_falls_to_almost_nothing(updates):
-    paces = [pretrain.pace(update, updates) for update in range(updates)]
-    assert [paces[update] for update in (0, 24, 49)] == [1 / 50, 25 / 50, 1.0]
-    assert max(paces) == 1.0 and min(paces) > 0
-    assert len([pace for pace in paces if pace == 1.0]) >= updates / 10  # it holds
-    falling = paces[-updates // 5 :]
-    assert falling == sorted(falling, reverse=True) and falling[0] > 0.1 and 0 < falling[-1] <= 0.05
+def test_pace_rises_holds_and_falls_in_every_stage():
+    stages = (curriculum.Stage(100, {}, factor=0.8, falls=0.5), curriculum.Stage(100, {}, factor=0.6, falls=1.0))
+    # up over 50 updates, from the middle down in a line: 75 is half way, 99 would be at 1 / 50, but 0.03 is the least
+    first = {0: 0.8 / 50, 24: 0.8 * 25 / 50, 49: 0.8, 50: 0.8, 75: 0.4, 99: 0.8 * 0.03}
+    second = {100: 0.6 / 50, 149: 0.6, 199: 0.6, 200: 0.0}  # never falls; after the last stage nothing is learnt
+    for update, factor in (first | second).items():
+        assert math.isclose(curriculum.pace(update, stages), factor), update
 
 
 def test_rows_are_padded_on_the_right_and_only_figures_have_pixels():
@@ -322,15 +365,22 @@ def test_a_training_of_two_updates_writes_model_card_and_skills(tmp_path, monkey
     monkeypatch.setattr(pretrain, "measure", partial(pretrain.measure, n=32))
     small = partial(models.new_base, width=32, layers=pretrain.MIDDLE + 1, vision_layers=1)
     monkeypatch.setattr(pretrain, "new_base", small)
-    skills = pretrain.train(tmp_path, updates=2, batch=4, learning_rate=1e-3, seed=5, watch=2)
-    facts = json.loads((tmp_path / "skills.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(pretrain, "STAGES", tuple(stage._replace(updates=1) for stage in STAGES))
+    first, second = tmp_path / "first", tmp_path / "second"
+    common = dict(batch=4, learning_rate=1e-3, seed=5)
+    skills = pretrain.train(first, **common, watch=2, start="", skip=0)
+    facts = json.loads((first / "skills.json").read_text(encoding="utf-8"))
     assert facts["skills"] == skills and all(0 <= value <= 1 for value in skills.values())
     assert (facts["updates"], facts["batch"], facts["seed"]) == (2, 4, 5)
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    card = (first / "README.md").read_text(encoding="utf-8")
     assert "2 batches of 4 rows" in card and "seed 5" in card and f"| reading | {skills['reading']:.4f} |" in card
     assert "update 2 of 2" in capsys.readouterr().out
-    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".jinja", ".md"}
-    model, processor = models.load(tmp_path, dtype=torch.bfloat16)
-    assert model.num_parameters() == facts["parameters"] and processor.tokenizer.eos_token == "<|im_end|>"
-    start = small(5).model.language_model.layers[0].mlp.up_proj.weight.to(torch.bfloat16)
-    assert not torch.equal(model.model.language_model.layers[0].mlp.up_proj.weight, start), "nothing was learnt"
+    assert {path.suffix for path in first.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".jinja", ".md"}
+
+    pretrain.train(second, **common, watch=9, start=str(first), skip=1)  # on from there, the second stage alone
+    assert json.loads((second / "skills.json").read_text(encoding="utf-8"))["updates"] == 1
+    learnt = [models.load(path)[0].model.language_model.layers[0].mlp.up_proj.weight for path in (first, second)]
+    start = small(5).model.language_model.layers[0].mlp.up_proj.weight.to(learnt[0])
+    # AdamW moves a weight by about its rate, which is a fiftieth of 1e-3 in an update of a stage's beginning
+    steps = [(learnt[0] - start).abs().max(), (learnt[1] - learnt[0]).abs().max()]
+    assert all(0 < step < 2e-3 for step in steps), steps

@@ -179,6 +179,9 @@ def test_revision_and_remote_code_are_passed_on(monkeypatch):
             seen.append((source, {name: options.get(name) for name in ("revision", "trust_remote_code")}))
             return cls()
 
+        def to(self, device):
+            return self
+
         def eval(self):
             return self
 
