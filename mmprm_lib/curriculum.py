@@ -35,7 +35,7 @@ def scene(rng: random.Random, split: str) -> tuple[dict, str]:
 
 
 def facts(found: dict, rng: random.Random) -> list[tuple[str, int]]:
-    """The computations of a scene's plan or trap as (text up to "=", result); half of them after a misreading."""
+    """The computations of a scene's plan or trap as (text up to "=", result); each value misread with chance 1/4."""
     unit = 5 if found["family"] == "triangle" else 1
     values = {
         k: v if rng.random() < 0.75 else max(0, v + unit * rng.choice([-2, -1, 1, 2]))
@@ -173,7 +173,11 @@ class Writer:
             head, op = "Sum", "+"
         self.options = f"{head} of {', '.join(phrase[0].lower() + phrase[1:] for phrase in chosen)}."
         z = OPERATIONS[op](*values[:2])
-        out = [x for phrase, v in zip(chosen, values, strict=True) for x in ((f"{phrase} is", 3), (f" {v}", 1), ("\n\n", 3))]
+        out = [
+            x
+            for phrase, v in zip(chosen, values, strict=True)
+            for x in ((f"{phrase} is", 3), (f" {v}", 1), ("\n\n", 3))
+        ]
         out += [(f"{head}:", 3), (f" {values[0]}", 3), (f" {op}", 3), (f" {values[1]}", 3), (" =", 3), (f" {z}", 2)]
         return [*out, ("\n\n", 3), ("Answer:", 3), (f" {z}", 3), ("<|im_end|>", 3)]
 

@@ -128,6 +128,8 @@ class Watch(TrainerCallback):
             model.train()
 
 
+ONE_RUN = "one, all stages of the curriculum."
+RUNS = "this one went on from the checkpoint {}, the stages before it skipped; the figures above are of this run alone."
 CARD = """# The embedded base of mmprm
 
 A tiny vision-language model (`LlavaForConditionalGeneration`: SigLIP tower, Qwen2 decoder, {parameters:,} parameters,
@@ -138,6 +140,7 @@ Monte Carlo label. It is of no use for anything else.
 
 - Data: {updates:,} batches of {batch} rows, drawn from the scenes of the world's train split, seed {seed}. No other.
 - Cost: {seconds:,.0f} s on {threads} CPU thread(s).
+- Runs: {runs}
 - Skills, on scenes of the test split (n = {n} rows for each, teacher forced; reading, arithmetic and copying are shares
   of values with every digit right):
 
@@ -187,7 +190,14 @@ def train(
     model = model.to(torch.bfloat16)
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    facts = dict(updates=updates, batch=batch, seed=seed, seconds=time.time() - began, threads=torch.get_num_threads())
+    facts = dict(
+        runs=RUNS.format(start) if start else ONE_RUN,
+        updates=updates,
+        batch=batch,
+        seed=seed,
+        seconds=time.time() - began,
+        threads=torch.get_num_threads(),
+    )
     return write_card(out, model.float(), processor, facts)
 
 

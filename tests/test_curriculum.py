@@ -362,7 +362,8 @@ def test_skills_of_a_model_that_knows_values_and_judges_nothing():
 
 
 def test_a_training_of_two_updates_writes_model_card_and_skills(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pretrain, "measure", partial(pretrain.measure, n=32))
+    measure = pretrain.measure
+    monkeypatch.setattr(pretrain, "measure", lambda *args, n=32, **options: measure(*args, n=32, **options))
     small = partial(models.new_base, width=32, layers=pretrain.MIDDLE + 1, vision_layers=1)
     monkeypatch.setattr(pretrain, "new_base", small)
     monkeypatch.setattr(pretrain, "STAGES", tuple(stage._replace(updates=1) for stage in STAGES))
@@ -377,6 +378,7 @@ def test_a_training_of_two_updates_writes_model_card_and_skills(tmp_path, monkey
     assert "update 2 of 2" in capsys.readouterr().out
     assert {path.suffix for path in first.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".jinja", ".md"}
 
+    monkeypatch.setattr(pretrain, "measure", lambda *args, **options: skills)
     pretrain.train(second, **common, watch=9, start=str(first), skip=1)  # on from there, the second stage alone
     assert json.loads((second / "skills.json").read_text(encoding="utf-8"))["updates"] == 1
     learnt = [models.load(path)[0].model.language_model.layers[0].mlp.up_proj.weight for path in (first, second)]
