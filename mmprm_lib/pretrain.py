@@ -68,7 +68,8 @@ class BaseTrainer(Trainer):
 def measure(model, processor, seed: int = 1, n: int = 512, split: str = "test") -> dict[str, float]:
     """Skills on scenes of a split never trained on, teacher forced, over `n` rows of each skill.
 
-    reading, arithmetic, copying: share of values with every digit right. judging_auroc: of log-odds Yes against No,
+    reading, arithmetic, copying: share of values with every digit right; looking_up: of those copied from a list of
+    options, the letter or the number. judging_auroc: of log-odds Yes against No,
     also for statements about the figure and about computations alone.
     """
     writer, collate, model = Writer(processor, seed, split), Collator(processor), model.eval()
@@ -86,6 +87,7 @@ def measure(model, processor, seed: int = 1, n: int = 512, split: str = "test") 
             "score": (logits[:, writer.yes] - logits[:, writer.no]).tolist(),
             "right": (targets[at] == writer.yes).tolist(),
             "reading": [is_word in ids[r, c - 5 : c].tolist() for r, c in places],
+            "look_up": [skill == "look_up"] * len(places),
             "starts": [bool(kinds[r, c - 1] != kinds[r, c]) for r, c in places],
         }
         frames.append(pd.DataFrame(found))
@@ -93,8 +95,11 @@ def measure(model, processor, seed: int = 1, n: int = 512, split: str = "test") 
 
 
 def _skills(frame: pd.DataFrame) -> dict[str, float]:
-    values = frame.groupby(frame.starts.cumsum()).agg(kind=("kind", "first"), hit=("hit", "all"))
+    values = frame.groupby(frame.starts.cumsum()).agg(
+        kind=("kind", "first"), look_up=("look_up", "first"), hit=("hit", "all")
+    )
     skills = {name: float(values[values.kind == kind].hit.mean()) for kind, name in KINDS.items()}
+    skills["looking_up"] = float(values[values.look_up & (values.kind == 3)].hit.mean())
     judged = frame[frame.kind == 4]
     parts = {"": judged, "_reading": judged[judged.reading], "_arithmetic": judged[~judged.reading]}
     return skills | {f"judging_auroc{k}": float(roc_auc_score(part.right, part.score)) for k, part in parts.items()}
