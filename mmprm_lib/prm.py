@@ -126,7 +126,7 @@ class KeepBest(TrainerCallback):
             return
         metrics = evaluate(self.scorer, self.validation) | {"epoch": round(state.epoch, 4), "step": state.global_step}
         state.log_history.append(metrics)
-        rank = (metrics["auroc"] or 0.0, -metrics["brier"])
+        rank = (metrics["auroc"] or 0.0, -(1.0 if metrics["brier"] is None else metrics["brier"]))
         if self.rank is None or rank > self.rank:
             trained = {n: p for n, p in self.head.named_parameters() if p.requires_grad}
             self.best, self.rank = metrics, rank

@@ -430,3 +430,26 @@ def test_the_kernel_is_this_python_and_the_environment_is_left_as_it_was(project
         assert os.environ["MMPRM_BATCH"] == "1"
         assert "mmprm_kernel_" in KernelSpecManager().get_kernel_spec("python3").resource_dir
     assert "JUPYTER_PATH" not in os.environ and "MMPRM_BATCH" not in os.environ
+
+
+def test_an_outdated_stage_loses_its_records_and_a_killed_one_keeps_them(tmp_path):
+    def stage(name: str, finished: bool) -> Path:
+        folder = tmp_path / name
+        (folder / "policy").mkdir(parents=True)
+        for file in ("labels.jsonl", "labels.key", "mine.txt", "policy/weights"):
+            (folder / file).write_text("x")
+        if finished:
+            outputs = {"labels.jsonl": {}, "policy": {}}
+            (folder / "manifest.json").write_text(json.dumps({"outputs": outputs}))
+        return folder
+
+    def left(folder: Path) -> set[str]:
+        return {p.name for p in folder.iterdir()} - {"manifest.json"}
+
+    finished, killed, forced = stage("finished", True), stage("killed", False), stage("forced", False)
+    runner.discard(finished, force=False)
+    runner.discard(killed, force=False)
+    runner.discard(forced, force=True)
+    assert left(finished) == {"mine.txt"}
+    assert left(killed) == {"labels.jsonl", "labels.key", "mine.txt", "policy"}
+    assert left(forced) == {"mine.txt", "policy"}
