@@ -121,7 +121,8 @@ class Format:
     marker: str = ""  # text after each step (marker kinds); MARKER is added to the tokenizer as one special token
     instruction: str = ""  # text after the question in the user turn
     system: str = ""  # system turn (chat kinds); "" for none
-    labels: tuple[str, ...] = (" Yes", " No")  # right first, wrong second, neutral third
+    # right first, wrong second, neutral third; MM-PRM's words have no space, the embedded base answers with one
+    labels: tuple[str, ...] = (" Yes", " No")
 
 
 FORMATS = {
