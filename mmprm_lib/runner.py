@@ -182,9 +182,8 @@ class _ProgressLines:
 
 
 def discard(folder: Path, force: bool) -> None:
-    """Nothing; removes what an outdated finished run wrote, by its manifest, so that no records are mixed.
-
-    A killed run has no manifest: its records stay to go on from, unless `force` removes every keyed record file.
+    """Nothing; removes what an outdated finished run wrote, by its manifest, so that no records are mixed. A killed run
+    has no manifest: its records stay to go on from, unless `force` removes every keyed record file.
     """
     manifest = read_manifest(folder)
     names = list(manifest["outputs"]) if manifest else []

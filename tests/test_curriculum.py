@@ -326,13 +326,14 @@ def test_a_value_is_right_only_with_every_digit():
         score=[0.0] * 5 + [2.0, 1.0, 1.5, 3.0],
         right=[False] * 5 + [True, False, False, True],
         reading=[True] * 5 + [True, True, False, False],
+        look_up=[False] * 4 + [True] + [False] * 4,
     )
     places = pd.concat([places, places.assign(score=-places.score)[5:7].assign(reading=False)])
     # of the readings "1?" with its second digit wrong and one right digit: half; the result wrong, the copy right
     # right scores 2, 3, -2 and wrong ones 1, 1.5, -1: 2 and 3 each beat all three, -2 none: 6 of 9 pairs
     # of readings 2 beats 1; of computations 3 beats 1.5 and -1, -2 beats neither: 2 of 4 pairs
     assert pretrain._skills(places) == {
-        **{"reading": 0.5, "arithmetic": 0.0, "copying": 1.0},
+        **{"reading": 0.5, "arithmetic": 0.0, "copying": 1.0, "looking_up": 1.0},
         **{"judging_auroc": pytest.approx(6 / 9), "judging_auroc_reading": 1.0, "judging_auroc_arithmetic": 0.5},
     }
 
@@ -356,8 +357,8 @@ class Parrot:
 def test_skills_of_a_model_that_knows_values_and_judges_nothing():
     parrot = Parrot()
     skills = pretrain.measure(parrot, PROCESSOR, n=32)
-    known = {name: skills.pop(name) for name in ("reading", "arithmetic", "copying")}
-    assert known == {"reading": 1.0, "arithmetic": 1.0, "copying": 1.0} and parrot.seen == {32}
+    known = {name: skills.pop(name) for name in ("reading", "arithmetic", "copying", "looking_up")}
+    assert set(known.values()) == {1.0} and parrot.seen == {32}
     assert skills == {"judging_auroc": 0.5, "judging_auroc_reading": 0.5, "judging_auroc_arithmetic": 0.5}
 
 

@@ -246,7 +246,8 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path, seed):
     rng = random.Random(seed)
     kills = [rng.randrange(1, 6), rng.randrange(1, 6), 1, 0, rng.randrange(1, 4)]  # of 6 + 12 requests
     assert sum(killed(tmp_path / "killed", k) for k in kills) >= 4  # a rerun may have nothing left to be killed in
-    assert (tmp_path / "killed/labels.jsonl").stat().st_size < (tmp_path / "whole/labels.jsonl").stat().st_size
+    begun, whole = tmp_path / "killed/labels.jsonl", tmp_path / "whole/labels.jsonl"
+    assert not begun.exists() or begun.stat().st_size < whole.stat().st_size
     labels = chain(tmp_path / "killed")
     for name in ("solutions.jsonl", "labels.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
