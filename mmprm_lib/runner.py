@@ -208,8 +208,7 @@ def execute(stage: Stage) -> float:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     stage.folder.mkdir(parents=True, exist_ok=True)
     (stage.folder / "manifest.json").unlink(missing_ok=True)
-    started = time.monotonic()
-    failure = ""
+    started, failure = time.monotonic(), ""
     try:
         papermill.execute_notebook(
             stage.source,
