@@ -13,12 +13,12 @@ from tests.conftest import REPOSITORY
 MODULES = sorted((REPOSITORY / "mmprm_lib").rglob("*.py"))
 FLOORS = [
     {"schema", "parameters", "provenance", "run", "runner", "stats"},
-    {"world", "answers", "steps"},
-    {"data", "models"},
-    {"generation"},
-    {"labeling", "prm", "critique"},
-    {"selection", "benchmark"},
-    {"plots"},
+    {"world", "answers", "mathcheck", "quantities", "steps"},
+    {"data", "fields", "images", "splits", "models", "curriculum", "pretrain"},
+    {"generation", "decoding", "prompts"},
+    {"labeling", "label_quality", "policy", "prm", "encoding", "objective", "scoring", "critique"},
+    {"selection", "benchmark", "comparison", "evaluation", "validation"},
+    {"plots", "plots_prm", "plots_evaluation", "drawing"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
