@@ -43,8 +43,7 @@ class Collator:
 class BaseTrainer(Trainer):
     """Next-token loss at the marked places; the middle layer must predict readings and results too (deep supervision).
 
-    Without it the last layer alone knows the right value, and nothing after it can compare that with what is claimed:
-    judging computations then stays near AUROC 0.6, with it 0.95 is reached within 750 updates.
+    Without it the last layer alone knows the right value, and nothing after it can compare that with what is claimed.
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -128,8 +128,8 @@ def test_families_forms_and_the_dials_of_draw():
     assert all(len(set(p.choices)) == 4 and p.answer in "ABCD" and not p.scene["tricky"] for p in problems)
     long = [p for p, _ in world.draw(100, 0, choice_share=0.0, tricky_share=1.0, difficulty=1.0)]
     assert all(not p.choices and p.scene["tricky"] for p in long)
-    steps = lambda group: sum(len(world.solve(p)) for p in group) / len(group)
-    assert steps(long) > steps(problems) + 0.5
+    lengths = [sum(len(world.solve(p)) for p in group) / len(group) for group in (long, problems)]
+    assert lengths[0] > lengths[1] + 0.5
     images = [image for _, image in world.draw(3, 0)]
     assert all(image.size == (112, 112) and image.mode == "RGB" for image in images)
 
@@ -141,13 +141,14 @@ def test_asking_for_more_problems_than_there_are_is_one_clear_error():
 
 def test_the_corpus_errs_as_its_dials_say():
     problems = [p for p, _ in world.draw(200, 1)]
-    share = lambda group, **rates: (
-        sum(
+
+    def share(group, **rates):
+        wrong = sum(
             world.first_error(p, world.corpus_solution(p, random.Random(i), **rates)) is not None
             for i, p in enumerate(group)
         )
-        / len(group)
-    )
+        return wrong / len(group)
+
     clean = dict(slip=0.0, misconception=0.0, background=0.0)
     assert share(problems, **clean) == 0.0
     tricky, plain = ([p for p in problems if p.scene["tricky"] is kind] for kind in (True, False))
