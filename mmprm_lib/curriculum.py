@@ -123,20 +123,30 @@ class Writer:
         return [x for text, value in known for x in ((text, 0), (f" {value}", 2), ("\n\n", 0))]
 
     def look_up(self, found: dict) -> list[tuple[str, int]]:
-        """Four computations, each with its answer: the letter of its option, or the number itself."""
+        """Eight computations, each with its answer: the letter of its option, or the number itself.
+
+        Half of the lists hold numbers close to one another, so that no single digit gives an option away.
+        """
         known: dict[int, str] = {}
         while len(known) < 4:
             known |= {value: text for text, value in facts(scene(self.rng, self.split)[0], self.rng)}
-        results = list(known)[:4]
-        options = self.rng.sample(results, 4)
+        options = self.rng.sample(list(known)[:4], 4)
+        if self.rng.random() < 0.5:
+            known, options = self.close(list(known)[0])
         listed, self.options = self.rng.random() < 0.8, "Compute."
         if listed:
             self.options += "\n" + " ".join(f"({k}) {v}" for k, v in zip("ABCD", options, strict=True))
         out = []
-        for value in results:
+        for value in self.rng.sample(options * 2, 8):
             answer = "ABCD"[options.index(value)] if listed else str(value)
             out += [(known[value], 0), (f" {value}", 2), ("\n\nAnswer:", 0), (f" {answer}", 3), ("\n\n", 0)]
         return out
+
+    def close(self, value: int) -> tuple[dict[int, str], list[int]]:
+        """Sums whose results lie close to `value`, by result, and the four results in any order."""
+        results = [value, *self.rng.sample([value + d for d in (-10, -2, -1, 1, 2, 10) if value + d >= 0], 3)]
+        parts_ = {z: self.rng.randint(0, min(9, z)) for z in results}
+        return {z: f"Sum: {z - x} + {x} =" for z, x in parts_.items()}, self.rng.sample(results, 4)
 
     def copy(self, found: dict) -> list[tuple[str, int]]:
         """Numbers that are said, then taken up in computations, in the order in which they were said."""
@@ -213,9 +223,9 @@ class Stage(NamedTuple):
 # last does as it is told.
 STAGES = (
     Stage(1000, dict(describe=0.8, compute=0.12, look_up=0.08), 1.0, 0.5),
-    Stage(750, dict(describe=0.2, compute=0.08, look_up=0.14, judge=0.58), 0.8, 1.0),
-    Stage(600, dict(describe=0.2, look_up=0.2, copy=0.3, judge=0.3), 0.6, 1.0),
-    Stage(800, dict(describe=0.1, look_up=0.15, copy=0.15, tell=0.4, judge=0.2), 0.6, 0.3),
+    Stage(750, dict(describe=0.2, compute=0.05, look_up=0.17, judge=0.58), 0.8, 1.0),
+    Stage(600, dict(describe=0.15, look_up=0.25, copy=0.3, judge=0.3), 0.6, 1.0),
+    Stage(900, dict(describe=0.05, look_up=0.25, copy=0.15, tell=0.35, judge=0.2), 0.6, 0.3),
 )
 
 

@@ -35,17 +35,22 @@ PREFILL_TOKENS = 8192  # per forward pass, so that long prompts do not fill the 
 class Request:
     """A problem and the steps to go on from. `key` names the request: it joins the answer to the question and seeds it.
 
-    Two requests of one key and one seed draw the same random numbers. Without a key, problem and prefix make one.
+    Two requests of one key and one seed draw the same random numbers. Without a key, its content makes one.
+    `instruction` follows the question in the user turn (what a critic is asked); `opening` is text that the assistant
+    turn goes on from, after the steps of `prefix`.
     """
 
     problem: Problem
     prefix: tuple[str, ...] = ()
     key: str = ""
+    instruction: str = ""
+    opening: str = ""
 
     @property
     def seed_key(self) -> str:
         """What the random numbers derive from, next to `Sampling.seed` and the number of the sample."""
-        return self.key or fingerprint([self.problem.problem_id, list(self.prefix)])
+        more = [self.instruction, self.opening] if self.instruction or self.opening else []
+        return self.key or fingerprint([self.problem.problem_id, list(self.prefix), *more])
 
 
 @dataclass(frozen=True)
@@ -161,8 +166,8 @@ class TransformersGenerator:
 
     def _prepare(self, request: Request, sampling: Sampling) -> _Entry:
         """The request as token ids; ValueError if its image cannot be used or it does not fit the context."""
-        prompt = self.prompts.prompt(request.problem)
-        ids = prompt.ids + self.prompts.prefix_ids(request.prefix)
+        prompt = self.prompts.prompt(request.problem, request.instruction)
+        ids = prompt.ids + self.prompts.prefix_ids(request.prefix, request.opening)
         if len(ids) >= self.context:
             name = request.problem.problem_id
             raise ValueError(f"{name}: {len(ids)} tokens do not fit the model's context of {self.context}")

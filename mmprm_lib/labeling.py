@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from . import world
-from .answers import Verdict, extract, verdict
 from .generation import Completion, Generator, Request, Sampling
+from .rollouts import judge, mc_score
 from .run import progress
 from .schema import Problem, Record, RecordLog, Solution, StepLabels, fingerprint, write_records
 from .stats import wilson
-from .steps import prefix_text, split
+from .steps import split
 
 FORMAT = 2  # of the records written here: a change of what they mean changes the key of every file
 STRATEGIES = ("exhaustive",)
@@ -25,21 +25,6 @@ BLOCK = 256  # most solutions that are looked at together: to share prefixes, or
 SAMPLING = Sampling()  # temperature 1, as VisualPRM samples solutions and rollouts
 R = TypeVar("R", bound=Record)
 Truth = Callable[[Problem, list[str]], list[int]]
-
-
-def judge(problem: Problem, prefix: Iterable[str], completion: Completion) -> Verdict:
-    """The verdict on prefix and completion as one text.
-
-    unknown, with a reason, where there is nothing to judge: a failed request, no answer, a checker that fails, or a
-    text cut at max_new_tokens before its answer was surely complete. VisualPRM counts all of these as wrong.
-    """
-    if completion.finish_reason == "error":
-        return Verdict("unknown", None, completion.error or "the request failed")
-    if completion.finish_reason == "length":
-        answer = extract(completion.text)
-        if answer is None or completion.text.rstrip().endswith(answer):
-            return Verdict("unknown", None, "cut at max_new_tokens before the answer was complete")
-    return verdict(prefix_text(list(prefix)) + completion.text, problem)
 
 
 # -- solutions
@@ -222,12 +207,6 @@ def _labels(record: _Open, options: Options, truth: list[int] | None) -> StepLab
         mc_score=[None if c is None else mc_score(*c) for c in record.counts],
         strategy=options.strategy, n_generated_tokens=record.n_tokens, truth=truth,
     )  # fmt: skip
-
-
-def mc_score(n_rollouts: int, n_correct: int, n_unknown: int = 0) -> float | None:
-    """n_correct / (n_rollouts - n_unknown), in [0, 1]; None if nothing is known (VisualPRM, eq. 1, has no unknowns)."""
-    known = n_rollouts - n_unknown
-    return n_correct / known if known else None
 
 
 def mc_label(record: StepLabels, kind: str = "soft", threshold: float = 0.0) -> list[float | None]:

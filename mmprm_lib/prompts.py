@@ -39,11 +39,11 @@ class Prompts:
         self.pad_id = ends or 0
         self._kept: OrderedDict[tuple[str, ...], Prompt] = OrderedDict()
 
-    def prompt(self, problem: Problem) -> Prompt:
+    def prompt(self, problem: Problem, instruction: str = "") -> Prompt:
         """The problem up to the open assistant turn. ValueError or OSError if its image cannot be used."""
-        key = (problem.problem_id, problem.image_sha256, problem.question, *problem.choices)
+        key = (problem.problem_id, problem.image_sha256, instruction, problem.question, *problem.choices)
         if key not in self._kept:
-            text = policy_prompt(problem, self.processor)
+            text = policy_prompt(problem, self.processor, instruction)
             inputs = dict(self.processor(text=[text], images=[open_image(problem)], return_tensors="pt"))
             ids = inputs.pop("input_ids")[0].tolist()
             inputs.pop("attention_mask", None)
@@ -53,11 +53,11 @@ class Prompts:
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def prefix_ids(self, prefix: Sequence[str]) -> list[int]:
-        """The token ids of steps that the assistant turn begins with; what spells a special token is plain text."""
-        if not prefix:
+    def prefix_ids(self, prefix: Sequence[str], opening: str = "") -> list[int]:
+        """The token ids of the text that the assistant turn begins with; what spells a special token is plain text."""
+        if not prefix and not opening:
             return []
-        text = neutralise(prefix_text(list(prefix)), self.tokenizer)
+        text = neutralise(prefix_text(list(prefix)) + opening, self.tokenizer)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode_images(self, prompts: Sequence[Prompt]) -> None:

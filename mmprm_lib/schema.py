@@ -96,7 +96,9 @@ class StepLabels(Record):
 
     `n_rollouts` counts every rollout drawn, `n_unknown` those whose answer could not be judged, and
     mc_score = n_correct / (n_rollouts - n_unknown), None where nothing is known. A published file that
-    keeps the ratio alone has None counts and an mc_score.
+    keeps the ratio alone has None counts and an mc_score. A label that was inferred, not counted (an earlier step
+    of one that a correct rollout passed), has an mc_score alone, too. `low` and `high` are the interval of each
+    label where the strategy gives one, with what confidence its options say.
     """
 
     solution_id: Id
@@ -109,10 +111,12 @@ class StepLabels(Record):
     strategy: str
     n_generated_tokens: Count
     truth: list[Literal[-1, 0, 1]] | None = None
+    low: list[Rate | None] | None = None
+    high: list[Rate | None] | None = None
 
     @model_validator(mode="after")
     def _lists_agree(self) -> StepLabels:
-        for name in ("n_rollouts", "n_correct", "n_unknown", "mc_score", "truth"):
+        for name in ("n_rollouts", "n_correct", "n_unknown", "mc_score", "truth", "low", "high"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.steps):
                 raise ValueError(f"{name} has {len(values)} entries for {len(self.steps)} steps")

@@ -95,12 +95,10 @@ def question_text(problem: Problem) -> str:
     return f"{problem.question}\n{options}"
 
 
-def policy_prompt(problem: Problem, processor) -> str:
-    """The chat text up to the open assistant turn: one user turn with the image and `question_text`, neutralised."""
-    return _user_prompt(problem, processor)
-
-
-def _user_prompt(problem: Problem, processor, instruction: str = "") -> str:
+def policy_prompt(problem: Problem, processor, instruction: str = "") -> str:
+    """The chat text up to the open assistant turn: one user turn with the image, `question_text` and the instruction,
+    neutralised.
+    """
     text = neutralise(question_text(problem) + instruction, processor)
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
     return processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
@@ -143,7 +141,7 @@ def marker_template(problem: Problem, steps: list[str], processor, form: Format 
     """
     texts = [neutralise(step, processor) + form.marker for step in steps]
     pieces = [(STEP_SEPARATOR if index else "") + text for index, text in enumerate(texts)]
-    return Layout(_user_prompt(problem, processor, form.instruction), pieces)
+    return Layout(policy_prompt(problem, processor, form.instruction), pieces)
 
 
 def orm_template(problem: Problem, steps: list[str], processor, form: Format = FORMATS["orm"]) -> Layout:

@@ -15,9 +15,10 @@ FLOORS = [
     {"schema", "parameters", "provenance", "run", "runner", "stats"},
     {"world", "answers", "mathcheck", "quantities", "steps"},
     {"data", "fields", "images", "splits", "models", "curriculum", "pretrain"},
-    {"generation", "decoding", "prompts"},
-    {"labeling", "label_quality", "policy", "prm", "encoding", "objective", "scoring", "critique"},
-    {"selection", "benchmark", "comparison", "evaluation", "validation"},
+    {"generation", "decoding", "prompts", "rollouts", "endpoint"},
+    {"adaptive", "omegaprm", "labeling", "label_quality", "interchange", "label_selection", "policy", "prm"}
+    | {"encoding", "objective", "scoring", "critique", "teachers", "critic"},
+    {"selection", "refinement", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"},
     {"plots", "plots_prm", "plots_evaluation", "drawing"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
