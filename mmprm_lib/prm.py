@@ -22,8 +22,17 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from mmprm_lib import models
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
+from mmprm_lib.packing import collate_packed, pack
 from mmprm_lib.schema import Problem, Solution, StepLabels
-from mmprm_lib.scoring import VISION_TOWERS, Scorer, StepHead, context_length, label_ids, vision_towers
+from mmprm_lib.scoring import (
+    VISION_TOWERS,
+    Scorer,
+    StepHead,
+    context_length,
+    label_ids,
+    shares_prompts,
+    vision_towers,
+)
 from mmprm_lib.steps import FORMATS, MARKER, Format
 
 if TYPE_CHECKING:
@@ -190,6 +199,21 @@ def collate_labelled(encoder: Encoder, rows: list[dict]) -> dict[str, torch.Tens
     return batch | {"labels": labels}
 
 
+def collate_rows(encoder: Encoder, rows: list[dict]) -> dict[str, torch.Tensor]:
+    """`packing.collate_packed` of rows of `packed_rows`, labels padded with IGNORED."""
+    return collate_packed(encoder, [row["row"] for row in rows], [row["labels"] for row in rows], IGNORED)
+
+
+def packed_rows(rows: Sequence[dict], size: int) -> list[dict]:
+    """The rows of `training_rows`, at most `size` solutions of one problem in each; those without company stay alone."""
+    by_prompt: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        by_prompt.setdefault((row["row"].problem.problem_id, row["row"].text), []).append(row)
+    groups = [part[i : i + size] for part in by_prompt.values() for i in range(0, len(part), size)]
+    packed = [(pack([r["row"] for r in group]), [y for r in group for y in r["labels"]]) for group in groups]
+    return [{"input_ids": row.ids, "row": row, "labels": labels} for row, labels in packed]
+
+
 def with_lora(model, rank: int, marker_id: int | None) -> PeftModel:
     """A peft model around `model`: LoRA on every linear layer outside the vision tower, and the marker's embedding row
     trained.
@@ -219,6 +243,7 @@ def train(
     freeze_vision: bool = True,
     marker_init: str = "mean",
     train_history: str = "true",
+    pack_size: int = 1,
     max_length: int | None = None,
     seed: int = 0,
     eval_records: Sequence[StepLabels | Solution] | None = None,
@@ -231,10 +256,13 @@ def train(
     chat PRMs, as published. `lora_rank` 0 trains all weights, else LoRA, merged at the end. `freeze_vision` keeps the
     vision tower as it is (both papers). Without `eval_records` the last epoch is kept. `eval_problems` defaults to
     `problems`. `balance`: see `class_weights`; `train_history`: see `training_rows`; the rest: `training_arguments`.
+    `pack_size`: solutions of one problem that share a row (see `packing`), of which `batch_size` counts every one.
     """
     form = FORMATS[kind] if isinstance(kind, str) else kind
     labels = labels or ("hard" if form.kind.startswith("chat") else "soft")
     arguments = training_arguments(output_dir, seed=seed, use_cpu=model.device.type == "cpu", **training)
+    if pack_size > 1 and not shares_prompts(model):
+        raise ValueError(f"{type(model).__name__} has its own masks or positions: set pack_size to 1")
     torch.manual_seed(seed)  # peft draws its matrices
     if form.marker == MARKER:
         add_marker(model, processor, marker_init)
@@ -243,7 +271,11 @@ def train(
     rows, dropped = training_rows(encoder, examples(form, records, problems, labels, threshold), train_history)
     head = _head(form, model, processor, lora_rank, freeze_vision, encoder.marker_id)
     keeper = KeepBest(head, _validator(form, head, processor, max_length) if validation else None, validation)
-    collate = partial(collate_labelled, encoder)
+    n_rows, collate = len(rows), partial(collate_labelled, encoder)
+    if pack_size > 1:
+        rows, collate = packed_rows(rows, pack_size), partial(collate_rows, encoder)
+        solutions = max(1, round(n_rows / len(rows)))  # in a row, on average
+        arguments.per_device_train_batch_size = max(1, arguments.per_device_train_batch_size // solutions)
     trainer = StepTrainer(head, arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper])
     trainer.weights = class_weights((y for r in rows for y in r["labels"] if y != IGNORED), len(form.labels), balance)
     trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
@@ -251,7 +283,7 @@ def train(
         trainer.train()
     keeper.restore()
     trained, best = head.vlm.merge_and_unload() if lora_rank else model, keeper.best or {}
-    past = (trainer.state.log_history, best.get("epoch"), best, dropped, len(rows))
+    past = (trainer.state.log_history, best.get("epoch"), best, dropped, n_rows)
     prm = TrainedPRM(form, trained.eval(), processor, *past)
     if trainer.is_world_process_zero():
         prm.save(output_dir)

@@ -1,0 +1,98 @@
+"""Solutions of one problem in one training row: image, question and every beginning that they share are computed once.
+
+The pieces of a problem's solutions form a tree. Its tokens stand in one row, parent before child; a mask lets each token
+see the prompt and its own ancestors only, and its position counts from the root along its own branch. So every decision
+has the value it has when its solution stands alone, and the loss, a sum over decisions, is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .encoding import Encoded, Encoder
+
+NO_PARENT = -1
+
+
+@dataclass
+class Packed:
+    """One row: the tokens of all branches, the place of each, and where the decisions of each solution are read.
+
+    `branches[i]` is (first token, end, parent branch) in order of the row; the prompt is branch 0. `positions` lists
+    the decisions solution after solution; a shared step is listed once for each of its solutions.
+    """
+
+    first: Encoded  # a solution of the problem: names the prompt and its image
+    ids: list[int]
+    places: list[int]
+    branches: list[tuple[int, int, int]]
+    positions: list[int] = field(default_factory=list)
+
+
+def pack(solutions: Sequence[Encoded]) -> Packed:
+    """The solutions of one problem and prompt as one row. ValueError if their prompts differ.
+
+    Pieces are cut at the decisions; two solutions share a piece if all tokens up to its end are the same.
+    """
+    first = solutions[0]
+    n_prompt = _prompt_length(solutions)
+    row = Packed(first, first.ids[:n_prompt], list(range(n_prompt)), [(0, n_prompt, NO_PARENT)])
+    known: dict[tuple[int, tuple[int, ...]], int] = {}  # (parent branch, tokens) -> branch
+    for solution in solutions:
+        if solution.text != first.text or solution.problem.problem_id != first.problem.problem_id:
+            raise ValueError(f"a row takes solutions of one prompt, not of {solution.problem.problem_id!r} beside others")
+        branch, start = 0, n_prompt
+        for position in solution.positions:
+            tokens = tuple(solution.ids[start : position + 1])
+            if (branch, tokens) not in known:
+                at = len(row.ids)
+                row.branches.append((at, at + len(tokens), branch))
+                row.ids += tokens
+                row.places += range(start, position + 1)
+                known[branch, tokens] = len(row.branches) - 1
+            branch, start = known[branch, tokens], position + 1
+            row.positions.append(row.branches[branch][1] - 1)
+    return row
+
+
+def _prompt_length(solutions: Sequence[Encoded]) -> int:
+    """The tokens that all solutions begin with, at most up to one before the first decision of any of them."""
+    length = min(s.positions[0] if s.positions else len(s.ids) for s in solutions)
+    columns = zip(*(s.ids[:length] for s in solutions), strict=True)
+    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), length)
+
+
+def visible(row: Packed, width: int) -> torch.Tensor:
+    """Which token sees which, bool (width, width): its ancestors, and of its own branch what stands before it.
+
+    Padding, to the right of the row, sees itself alone, so that no softmax is empty.
+    """
+    branch = torch.full((width,), -1)
+    ancestors = torch.eye(len(row.branches), dtype=torch.bool)
+    for index, (start, end, parent) in enumerate(row.branches):
+        branch[start:end] = index
+        if parent != NO_PARENT:
+            ancestors[index] |= ancestors[parent]
+    n = len(row.ids)
+    seen = torch.eye(width, dtype=torch.bool)
+    seen[:n, :n] = ancestors[branch[:n]][:, branch[:n]] & torch.ones(n, n, dtype=torch.bool).tril()
+    return seen
+
+
+def collate_packed(encoder: Encoder, rows: Sequence[Packed], labels: Sequence[Sequence[float]], fill: float) -> dict:
+    """Tensors of a batch: as `Encoder.collate`, with `position_ids` (row, token), a float `attention_mask` (row, 1,
+    token, token), 0 where seen, and `labels` float32 (row, decision), padded with `fill`.
+    """
+    texts = [Encoded(r.ids, r.positions, r.first.problem, r.first.text) for r in rows]
+    batch = encoder.collate(texts)
+    width = batch["input_ids"].shape[1]
+    seen = torch.stack([visible(r, width) for r in rows])[:, None]
+    batch["attention_mask"] = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    batch["position_ids"] = torch.tensor([r.places + [0] * (width - len(r.ids)) for r in rows])
+    table = torch.full(batch["positions"].shape, fill)
+    for index, line in enumerate(labels):
+        table[index, : len(line)] = torch.tensor(line)
+    return batch | {"labels": table}

@@ -1,0 +1,112 @@
+"""Packed rows: the same decisions as solutions that stand alone, for fewer tokens."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmprm_lib import models, prm, world
+from mmprm_lib.encoding import Encoded, Encoder
+from mmprm_lib.objective import IGNORED, step_loss
+from mmprm_lib.packing import NO_PARENT, pack, visible
+from mmprm_lib.scoring import StepHead, label_ids
+from mmprm_lib.steps import FORMATS
+
+from .doubles import problem
+
+
+def encoded(steps: list[list[int]], prompt: tuple[int, ...] = (1, 2, 3)) -> Encoded:
+    """A solution whose steps are lists of tokens, a decision at the last of each."""
+    ids, positions = list(prompt), []
+    for step in steps:
+        ids += step
+        positions.append(len(ids) - 1)
+    return Encoded(ids, positions, problem(), "prompt")
+
+
+def test_a_shared_beginning_stands_in_the_row_once():
+    row = pack([encoded([[5, 6], [7, 9]]), encoded([[5, 6], [8, 9]])])
+    # prompt 1 2 3 5 (common, before the first decision), then 6, then 7 9 and 8 9
+    assert row.ids == [1, 2, 3, 5, 6, 7, 9, 8, 9]
+    assert row.places == [0, 1, 2, 3, 4, 5, 6, 5, 6]
+    assert row.branches == [(0, 4, NO_PARENT), (4, 5, 0), (5, 7, 1), (7, 9, 1)]
+    assert row.positions == [4, 6, 4, 8]
+
+
+def test_a_token_sees_its_ancestors_only():
+    row = pack([encoded([[5, 6], [7, 9]]), encoded([[5, 6], [8, 9]])])
+    seen = visible(row, 10)
+    assert seen[8].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 7, 8]  # not 7 9 of the other branch
+    assert seen[6].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert seen[9].nonzero().flatten().tolist() == [9]  # padding
+
+
+def test_solutions_of_two_problems_do_not_share_a_row():
+    other = encoded([[4]])._replace(problem=problem("p1"))
+    with pytest.raises(ValueError, match="one prompt"):
+        pack([encoded([[4]]), other])
+
+
+pieces = st.lists(st.integers(4, 6), min_size=1, max_size=3)
+
+
+@given(st.lists(st.lists(pieces, max_size=4), min_size=1, max_size=5))
+def test_every_decision_sees_exactly_its_own_solution(solutions):
+    rows = [encoded(steps) for steps in solutions]
+    row, positions = pack(rows), []
+    seen = visible(row, len(row.ids))
+    for alone in rows:
+        for position in alone.positions:
+            positions.append(position)
+            at = row.positions[len(positions) - 1]
+            path = seen[at].nonzero().flatten().tolist()
+            assert [row.ids[i] for i in path] == alone.ids[: position + 1]
+            assert [row.places[i] for i in path] == list(range(position + 1))
+    assert len(positions) == len(row.positions)
+    assert len(row.ids) <= sum(len(r.ids) for r in rows)
+
+
+@pytest.fixture(scope="module")
+def world_solutions(tmp_path_factory):
+    """Two problems with three solutions each, two of which begin alike, and the random embedded model."""
+    folder = tmp_path_factory.mktemp("packing")
+    problems, solutions = [], {}
+    for drawn, image in world.draw(2, 0, "train", choice_share=0.5):
+        (folder / "images").mkdir(exist_ok=True)
+        image.save(folder / drawn.image, "PNG", compress_level=1)
+        drawn._root = folder
+        right = world.solve(drawn)
+        solutions[drawn.problem_id] = [right, [*right[:-1], "Answer: 1"], ["Look at the figure", *right]]
+        problems.append(drawn)
+    return problems, solutions
+
+
+@pytest.mark.parametrize("kind", ["marker", "chat", "orm"])
+def test_loss_and_gradient_are_those_of_solutions_that_stand_alone(kind, world_solutions):
+    problems, solutions = world_solutions
+    model, processor = models.new_base(layers=2), models.new_processor()
+    form = FORMATS[kind]
+    if kind != "chat":
+        prm.add_marker(model, processor)
+    encoder = Encoder(form, processor, 4096)
+    rows = []
+    for one in problems:
+        for i, steps in enumerate(solutions[one.problem_id]):
+            row = encoder.encode(one, steps, f"{one.problem_id}/{i}")
+            labels = [(0.3 * i + 0.2 * t) % 1 for t in range(len(row.positions))]
+            rows.append({"input_ids": row.ids, "row": row, "labels": labels})
+    packed = prm.packed_rows(rows, 3)
+    assert len(packed) == 2 and sum(len(r["input_ids"]) for r in packed) < sum(len(r["input_ids"]) for r in rows)
+    head = StepHead(model, label_ids(form, processor.tokenizer))
+    found = {}
+    for name, batch in (("alone", prm.collate_labelled(encoder, rows)), ("packed", prm.collate_rows(encoder, packed))):
+        head.zero_grad()
+        labels = batch.pop("labels")
+        loss = step_loss(head(**batch), labels)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])
+        found[name] = (loss.item(), gradient, int((labels != IGNORED).sum()))
+    assert found["alone"][2] == found["packed"][2]
+    assert found["packed"][0] == pytest.approx(found["alone"][0], abs=1e-5)
+    assert torch.allclose(found["packed"][1], found["alone"][1], atol=1e-5)
+    assert found["alone"][1].abs().max() > 1e-3  # the tolerance is far below what is compared
