@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .encoding import Encoded, Encoder
+from .objective import IGNORED
 
 NO_PARENT = -1
 
@@ -82,17 +83,30 @@ def visible(row: Packed, width: int) -> torch.Tensor:
     return seen
 
 
-def collate_packed(encoder: Encoder, rows: Sequence[Packed], labels: Sequence[Sequence[float]], fill: float) -> dict:
-    """Tensors of a batch: as `Encoder.collate`, with `position_ids` (row, token), a float `attention_mask` (row, 1,
-    token, token), 0 where seen, and `labels` float32 (row, decision), padded with `fill`.
+def packed_rows(rows: Sequence[dict], size: int) -> list[dict]:
+    """The rows of `prm.training_rows`, at most `size` solutions of one problem in each, their labels one after another.
+
+    Solutions that have no company stay alone.
     """
-    texts = [Encoded(r.ids, r.positions, r.first.problem, r.first.text) for r in rows]
-    batch = encoder.collate(texts)
-    width = batch["input_ids"].shape[1]
+    by_prompt: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        by_prompt.setdefault((row["row"].problem.problem_id, row["row"].text), []).append(row)
+    groups = [part[i : i + size] for part in by_prompt.values() for i in range(0, len(part), size)]
+    packed = [(pack([r["row"] for r in group]), [y for r in group for y in r["labels"]]) for group in groups]
+    return [{"input_ids": row.ids, "row": row, "labels": labels} for row, labels in packed]
+
+
+def collate_packed(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """Tensors of rows of `packed_rows`: as `Encoder.collate`, with `position_ids` (row, token), a float
+    `attention_mask` (row, 1, token, token), 0 where seen, and `labels` float32 (row, decision), padded with IGNORED.
+    """
+    rows: list[Packed] = [item["row"] for item in batch]
+    tensors = encoder.collate([Encoded(r.ids, r.positions, r.first.problem, r.first.text) for r in rows])
+    width = tensors["input_ids"].shape[1]
     seen = torch.stack([visible(r, width) for r in rows])[:, None]
-    batch["attention_mask"] = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
-    batch["position_ids"] = torch.tensor([r.places + [0] * (width - len(r.ids)) for r in rows])
-    table = torch.full(batch["positions"].shape, fill)
-    for index, line in enumerate(labels):
-        table[index, : len(line)] = torch.tensor(line)
-    return batch | {"labels": table}
+    tensors["attention_mask"] = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    tensors["position_ids"] = torch.tensor([r.places + [0] * (width - len(r.ids)) for r in rows])
+    labels = torch.full(tensors["positions"].shape, IGNORED)
+    for index, item in enumerate(batch):
+        labels[index, : len(item["labels"])] = torch.tensor(item["labels"])
+    return tensors | {"labels": labels}

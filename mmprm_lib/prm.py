@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from mmprm_lib import models
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
-from mmprm_lib.packing import collate_packed, pack
+from mmprm_lib.packing import collate_packed, packed_rows
 from mmprm_lib.schema import Problem, Solution, StepLabels
 from mmprm_lib.scoring import (
     VISION_TOWERS,
@@ -199,21 +199,6 @@ def collate_labelled(encoder: Encoder, rows: list[dict]) -> dict[str, torch.Tens
     return batch | {"labels": labels}
 
 
-def collate_rows(encoder: Encoder, rows: list[dict]) -> dict[str, torch.Tensor]:
-    """`packing.collate_packed` of rows of `packed_rows`, labels padded with IGNORED."""
-    return collate_packed(encoder, [row["row"] for row in rows], [row["labels"] for row in rows], IGNORED)
-
-
-def packed_rows(rows: Sequence[dict], size: int) -> list[dict]:
-    """The rows of `training_rows`, at most `size` solutions of one problem in each; those without company stay alone."""
-    by_prompt: dict[tuple[str, str], list[dict]] = {}
-    for row in rows:
-        by_prompt.setdefault((row["row"].problem.problem_id, row["row"].text), []).append(row)
-    groups = [part[i : i + size] for part in by_prompt.values() for i in range(0, len(part), size)]
-    packed = [(pack([r["row"] for r in group]), [y for r in group for y in r["labels"]]) for group in groups]
-    return [{"input_ids": row.ids, "row": row, "labels": labels} for row, labels in packed]
-
-
 def with_lora(model, rank: int, marker_id: int | None) -> PeftModel:
     """A peft model around `model`: LoRA on every linear layer outside the vision tower, and the marker's embedding row
     trained.
@@ -273,9 +258,10 @@ def train(
     keeper = KeepBest(head, _validator(form, head, processor, max_length) if validation else None, validation)
     n_rows, collate = len(rows), partial(collate_labelled, encoder)
     if pack_size > 1:
-        rows, collate = packed_rows(rows, pack_size), partial(collate_rows, encoder)
+        rows, collate = packed_rows(rows, pack_size), partial(collate_packed, encoder)
         solutions = max(1, round(n_rows / len(rows)))  # in a row, on average
         arguments.per_device_train_batch_size = max(1, arguments.per_device_train_batch_size // solutions)
+        arguments.train_sampling_strategy = "random"  # few problems in a batch: not all of one family, too
     trainer = StepTrainer(head, arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper])
     trainer.weights = class_weights((y for r in rows for y in r["labels"] if y != IGNORED), len(form.labels), balance)
     trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure

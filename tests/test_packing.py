@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mmprm_lib import models, prm, world
 from mmprm_lib.encoding import Encoded, Encoder
 from mmprm_lib.objective import IGNORED, step_loss
-from mmprm_lib.packing import NO_PARENT, pack, visible
+from mmprm_lib.packing import NO_PARENT, collate_packed, pack, packed_rows, visible
 from mmprm_lib.scoring import StepHead, label_ids
 from mmprm_lib.steps import FORMATS
 
@@ -95,11 +95,11 @@ def test_loss_and_gradient_are_those_of_solutions_that_stand_alone(kind, world_s
             row = encoder.encode(one, steps, f"{one.problem_id}/{i}")
             labels = [(0.3 * i + 0.2 * t) % 1 for t in range(len(row.positions))]
             rows.append({"input_ids": row.ids, "row": row, "labels": labels})
-    packed = prm.packed_rows(rows, 3)
+    packed = packed_rows(rows, 3)
     assert len(packed) == 2 and sum(len(r["input_ids"]) for r in packed) < sum(len(r["input_ids"]) for r in rows)
     head = StepHead(model, label_ids(form, processor.tokenizer))
     found = {}
-    for name, batch in (("alone", prm.collate_labelled(encoder, rows)), ("packed", prm.collate_rows(encoder, packed))):
+    for name, batch in (("alone", prm.collate_labelled(encoder, rows)), ("packed", collate_packed(encoder, packed))):
         head.zero_grad()
         labels = batch.pop("labels")
         loss = step_loss(head(**batch), labels)
