@@ -67,16 +67,19 @@ class Run:
 
     Creating it deletes the old manifest, because the folder no longer vouches for anything; records stay, so that a
     `RecordLog` goes on where a killed run stopped. `finish()` writes metrics.json and then, last, manifest.json.
-    Inputs come from finished stages of the same run only; every path stays below the run's folders.
+    Inputs come from finished stages of the same run, or of the run that the parameter `reads` names (an ablation reads
+    what the default made); every path stays below the run's folders.
     """
 
     def __init__(self, notebook: str, params: Mapping[str, Any]) -> None:
         self.notebook, self.params = notebook, dict(params)
         self.run_name = str(params["run_name"])
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_name):
-            raise ValueError(f"run_name {self.run_name!r}: use letters, digits, dot, dash and underscore only")
-        self.stages = provenance.results_root() / self.run_name
-        self.folder = self.stages / notebook
+        self.reads = str(params.get("reads") or self.run_name)
+        for name in (self.run_name, self.reads):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"run_name {name!r}: use letters, digits, dot, dash and underscore only")
+        self.stages = provenance.results_root() / self.reads
+        self.folder = provenance.results_root() / self.run_name / notebook
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "manifest.json").unlink(missing_ok=True)
         self._started = time.monotonic()
@@ -98,7 +101,7 @@ class Run:
         """
         path = provenance.below(self.stages, name)
         stage, _, rest = Path(name).as_posix().partition("/")
-        remedy = f"run notebooks/{stage}.ipynb first (run_name: {self.run_name})"
+        remedy = f"run notebooks/{stage}.ipynb first (run_name: {self.reads})"
         if not path.exists() or not rest:
             raise FileNotFoundError(f"{path} is missing: {remedy}")
         manifest = read_manifest(self.stages / stage)

@@ -12,11 +12,11 @@ from tests.conftest import REPOSITORY
 
 MODULES = sorted((REPOSITORY / "mmprm_lib").rglob("*.py"))
 FLOORS = [
-    {"schema", "parameters", "provenance", "run", "runner", "stats"},
+    {"schema", "parameters", "provenance", "run", "runner", "cleaning", "stats", "sequential"},
     {"world", "answers", "mathcheck", "quantities", "steps"},
     {"data", "fields", "images", "splits", "models", "curriculum", "pretrain"},
     {"generation", "decoding", "prompts", "rollouts", "endpoint"},
-    {"adaptive", "omegaprm", "labeling", "label_quality", "interchange", "label_selection", "policy", "prm"}
+    {"adaptive", "omegaprm", "labeling", "label_quality", "interchange", "label_selection", "policy", "prm", "packing"}
     | {"encoding", "objective", "scoring", "critique", "teachers", "critic"},
     {"selection", "refinement", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"},
     {"plots", "plots_prm", "plots_evaluation", "drawing"},

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from mmprm_lib import parameters, provenance, runner
+from mmprm_lib.cleaning import clean
 from mmprm_lib.run import Run, check_parameters, progress, read_manifest
 from tests.conftest import FIRST, write_notebook
 
@@ -202,6 +203,19 @@ def test_no_path_leaves_the_run(project, name):
 def test_a_run_name_is_one_plain_word(project, name):
     with pytest.raises(ValueError, match="run_name"):
         first_run(run_name=name)
+
+
+def test_an_ablation_reads_what_another_run_made(project):
+    first = Run("01_first", {"run_name": "tiny"})
+    first.output("rows.txt").write_text("made by tiny")
+    first.finish()
+    ablation = Run("02_second", {"run_name": "ablations", "reads": "tiny"})
+    assert ablation.input("01_first/rows.txt").read_text() == "made by tiny"
+    assert ablation.folder.parent.name == "ablations"
+    with pytest.raises(FileNotFoundError, match="run_name: other"):
+        Run("02_second", {"run_name": "ablations", "reads": "other"}).input("01_first/rows.txt")
+    with pytest.raises(ValueError, match="use letters"):
+        Run("02_second", {"run_name": "ablations", "reads": "../tiny"})
 
 
 def test_finish_misses_a_promised_output_and_drops_the_figures_of_an_older_run(project):
@@ -415,7 +429,7 @@ def test_clean_changes_texts_and_no_image(project, tmp_path):
     path.write_text(
         json.dumps({"cells": [cell], "metadata": {"papermill": {"x": 1}}, "nbformat": 4, "nbformat_minor": 5})
     )
-    runner.clean(path)
+    clean(path)
     found = json.loads(path.read_text())
     assert found["cells"][0]["outputs"][0]["text"] == "~/a\nb: 9/9\n"
     assert found["cells"][0]["outputs"][1]["data"]["image/png"] == f"AA{home}/BB"
