@@ -8,22 +8,83 @@ out: every way of labeling settles them by the solution's own verdict.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from . import stats
-from .generation import Generator, Sampling
+from . import adaptive, labeling, omegaprm, stats
+from .generation import Generator, Request, Sampling
 from .label_quality import label_frame
-from .labeling import _resumed as resumed
+from .labeling_files import resumed
 from .rollouts import Ask, Job, judge, mc_score, run_jobs
-from .generation import Request
-from .schema import Count, Id, Problem, Record, StepLabels, fingerprint
+from .schema import Count, Id, Problem, Record, Solution, StepLabels, fingerprint
+from .trees import labels_of
 
 FORMAT = 1  # of the reference file
 TRUTHS = {"step truth": "step_right", "prefix truth": "prefix_right", "reference": "reference_right"}
+REFERENCE_SEED = 1_000_003  # added to the seed of the labels
+Prefix = tuple[str, tuple[str, ...]]  # problem_id, steps
 COLUMNS = ["against", "metric", *stats.Estimate._fields]
+
+
+class LabelSet(NamedTuple):
+    """Labels made in one way with one seed, and the tokens that they took (those of solutions are not among them)."""
+
+    records: list[StepLabels]
+    n_tokens: int
+
+    def thinned(self, k: int, seed: int = 0) -> LabelSet:
+        """What k of each step's rollouts would have given, and their share of the tokens; see `thinned`."""
+        records = thinned(self.records, k, seed)
+        return LabelSet(records, sum(r.n_generated_tokens for r in records))
+
+
+Sets = Mapping[tuple[str, str, int], LabelSet]  # (strategy, setting, seed) -> labels
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """Labels by any strategy, each in a file of its own below `folder`, so that a killed run goes on."""
+
+    folder: Path
+    generator: Generator
+    sampling: Sampling
+
+    def labels(
+        self, strategy: str, settings: Mapping[str, Any], solutions: Sequence[Solution], problems: Sequence[Problem],
+        seed: int,
+    ) -> LabelSet:  # fmt: skip
+        """Labels of the solutions, or, by "omegaprm", of the paths of trees of the problems, drawn with `seed`.
+
+        settings: fields of `labeling.Options`, `adaptive.Options` or `omegaprm.Options`.
+        """
+        name = fingerprint([strategy, dict(settings), seed, [p.problem_id for p in problems], len(solutions)])
+        path, sampling = self.folder / f"{strategy}_{name}.jsonl", replace(self.sampling, seed=seed)
+        if strategy == "omegaprm":
+            trees = omegaprm.trees_to(path, problems, self.generator, omegaprm.Options(**settings), sampling)
+            found = [labels_of(tree, problem) for tree, problem in zip(trees, problems, strict=True)]
+            return LabelSet([r for part in found for r in part], sum(tree.n_generated_tokens or 0 for tree in trees))
+        if strategy == "adaptive":
+            options = labeling.Options("adaptive", adaptive=adaptive.Options(**_tuples(settings)))
+        else:
+            options = labeling.Options(strategy, **settings)
+        records = list(labeling.labels_to(path, solutions, problems, self.generator, options, sampling))
+        return LabelSet(records, sum(r.n_generated_tokens for r in records))
+
+    def reference(
+        self, path: Path, wanted: Mapping[str, Prefix], problems: Sequence[Problem], n: int
+    ) -> dict[str, float]:
+        """`reference_to` with random numbers that no strategy uses."""
+        sampling = replace(self.sampling, seed=self.sampling.seed + REFERENCE_SEED)
+        return reference_to(path, wanted, problems, self.generator, n, sampling)
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with lists, which parameter files have, as the tuples that frozen options want."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 
 class PrefixCounts(Record):
@@ -41,7 +102,7 @@ def prefix_id(problem_id: str, steps: Sequence[str]) -> str:
     return f"{problem_id}/{fingerprint(list(steps))}"
 
 
-def prefixes(records: Sequence[StepLabels]) -> dict[str, tuple[str, tuple[str, ...]]]:
+def prefixes(records: Sequence[StepLabels]) -> dict[str, Prefix]:
     """prefix_id -> (problem_id, steps) of all labelled steps but the last of each solution, without repetition."""
     found = {}
     for record in records:
@@ -53,7 +114,7 @@ def prefixes(records: Sequence[StepLabels]) -> dict[str, tuple[str, tuple[str, .
 
 
 def reference_to(
-    path: str | Path, wanted: Mapping[str, tuple[str, tuple[str, ...]]], problems: Collection[Problem],
+    path: str | Path, wanted: Mapping[str, Prefix], problems: Collection[Problem],
     generator: Generator, n: int, sampling: Sampling,
 ) -> dict[str, float]:  # fmt: skip
     """prefix_id -> the rate of right answers among `n` rollouts, also in the file at `path`; a killed run goes on.
@@ -105,10 +166,8 @@ def _thin(record: StepLabels, k: int, n_drawn: int, seed: int, drawn: dict[str, 
             drawn[name] = int(rng.hypergeometric(right, n - lost - right, k))
         kept["n_rollouts"][t], kept["n_correct"][t], unknown[t] = k, drawn[name], 0
         scores[t] = drawn[name] / k
-    tokens = round(record.n_generated_tokens * k / n_drawn)
-    return record.model_copy(
-        update={**kept, "n_unknown": unknown, "mc_score": scores, "n_generated_tokens": tokens, "low": None, "high": None}
-    )
+    kept |= {"n_unknown": unknown, "mc_score": scores, "low": None, "high": None}
+    return record.model_copy(update={**kept, "n_generated_tokens": round(record.n_generated_tokens * k / n_drawn)})
 
 
 def step_rows(
@@ -154,11 +213,6 @@ def _root(square: stats.Estimate) -> stats.Estimate:
     return stats.Estimate(float(np.sqrt(square.value)), square.n, *ends)
 
 
-def tokens(records: Sequence[StepLabels]) -> int:
-    """All tokens that the labels took; those of the solutions are not among them."""
-    return sum(record.n_generated_tokens for record in records)
-
-
 def f1_gap(a: pd.DataFrame, b: pd.DataFrame, against: str, threshold: float = 0.0, seed: int = 0) -> stats.Estimate:
     """Macro F1 of the hard labels of `a` minus that of `b` on the steps that both label, whole problems drawn.
 
@@ -182,8 +236,56 @@ def f1_gap(a: pd.DataFrame, b: pd.DataFrame, against: str, threshold: float = 0.
     return stats.bootstrap(sums, gap, len(both), seed=seed)
 
 
+def cost_table(sets: Sets) -> pd.DataFrame:
+    """One row per set of labels: strategy, setting, seed, n_solutions, n_labels, n_tokens, tokens_per_label."""
+    rows = []
+    for (strategy, setting, seed), found in sets.items():
+        n = sum(score is not None for record in found.records for score in record.mc_score)
+        per_label = found.n_tokens / n if n else float("nan")
+        rows.append((strategy, setting, seed, len(found.records), n, found.n_tokens, per_label))
+    names = ["strategy", "setting", "seed", "n_solutions", "n_labels", "n_tokens", "tokens_per_label"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def quality_table(
+    sets: Sets, rows: Mapping[tuple[str, str, int], pd.DataFrame], threshold: float = 0.0, seed: int = 0
+) -> pd.DataFrame:
+    """`quality` of every set, with the columns strategy, setting, seed and n_tokens (per labelled step)."""
+    tables = []
+    for (strategy, setting, labels_seed), found in sets.items():
+        frame = rows[strategy, setting, labels_seed]
+        names = dict(strategy=strategy, setting=setting, seed=labels_seed, n_tokens=found.n_tokens / max(len(frame), 1))
+        tables.append(quality(frame, threshold, seed).assign(**names))
+    return pd.concat(tables, ignore_index=True)
+
+
+def gap_table(
+    rows: Mapping[tuple[str, str, int], pd.DataFrame], a: tuple[str, str], b: tuple[str, str], threshold: float = 0.0,
+    seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Macro F1 of strategy and setting `a` minus that of `b`, all seeds together: against, value, n, low, high."""
+    seeds = [s for strategy, setting, s in rows if (strategy, setting) == a]
+    first, second = (
+        pd.concat([rows[*name, s].assign(place=lambda f, s=s: f["place"] + 1000 * s) for s in seeds]) for name in (a, b)
+    )
+    known = [against for against, column in TRUTHS.items() if first[column].notna().any()]
+    found = [(against, *f1_gap(first, second, against, threshold, seed)) for against in known]
+    return pd.DataFrame(found, columns=["against", *stats.Estimate._fields])
+
+
+def token_share(sets: Sets, a: tuple[str, str], b: tuple[str, str], seed: int = 0) -> stats.Estimate:
+    """Tokens of `a` over tokens of `b`, all seeds together; the interval draws whole problems."""
+    sums: dict[str, list[float]] = {}
+    for side, name in enumerate((a, b)):
+        for (strategy, setting, _), found in sets.items():
+            for record in found.records if (strategy, setting) == name else ():
+                sums.setdefault(record.problem_id, [0.0, 0.0])[side] += record.n_generated_tokens
+    table = np.array(list(sums.values()))
+    return stats.bootstrap(table, lambda totals: totals[..., 0] / totals[..., 1], len(table), seed=seed)
+
+
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """The mean over seeds of `value` and `n_tokens` per strategy, setting, against and metric, with the range of values.
+    """The mean over seeds of `value` and `n_tokens` per strategy, setting, against and metric, and the range of values.
 
     Columns: strategy, setting, against, metric, value, low, high (least and greatest seed), n_tokens, n_seeds, n.
     """
@@ -194,21 +296,3 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
         n_seeds=("seed", "nunique"), n=("n", "min"),
     )  # fmt: skip
     return out.reset_index()
-
-
-def affordable(records: Sequence[StepLabels], extra: Mapping[str, int], budget: int) -> list[StepLabels]:
-    """The records of the first problems whose tokens, with `extra[problem_id]` for its solutions, stay within `budget`.
-
-    A problem is taken whole: solutions that share rollouts stay together.
-    """
-    cost: dict[str, int] = {}
-    for record in records:
-        cost.setdefault(record.problem_id, extra.get(record.problem_id, 0))
-        cost[record.problem_id] += record.n_generated_tokens
-    spent, bought = 0, set()
-    for name, price in cost.items():
-        spent += price
-        if spent > budget:
-            break
-        bought.add(name)
-    return [record for record in records if record.problem_id in bought]

@@ -1,7 +1,7 @@
 """Solutions of one problem in one training row: image, question and every beginning that they share are computed once.
 
-The pieces of a problem's solutions form a tree. Its tokens stand in one row, parent before child; a mask lets each token
-see the prompt and its own ancestors only, and its position counts from the root along its own branch. So every decision
+The pieces of a problem's solutions form a tree. Its tokens stand in one row, parent before child; a mask lets each
+token see the prompt and its own ancestors only, and its position counts from the root along its own branch. So every decision
 has the value it has when its solution stands alone, and the loss, a sum over decisions, is the same.
 """
 
@@ -44,7 +44,8 @@ def pack(solutions: Sequence[Encoded]) -> Packed:
     known: dict[tuple[int, tuple[int, ...]], int] = {}  # (parent branch, tokens) -> branch
     for solution in solutions:
         if solution.text != first.text or solution.problem.problem_id != first.problem.problem_id:
-            raise ValueError(f"a row takes solutions of one prompt, not of {solution.problem.problem_id!r} beside others")
+            name = solution.problem.problem_id
+            raise ValueError(f"a row takes solutions of one prompt, not of {name!r} beside others")
         branch, start = 0, n_prompt
         for position in solution.positions:
             tokens = tuple(solution.ids[start : position + 1])

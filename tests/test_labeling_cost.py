@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import hypergeom
 
-from mmprm_lib import labeling_cost
+from mmprm_lib import labeling_cost, labeling_value
 from mmprm_lib.generation import Sampling
 from mmprm_lib.schema import StepLabels
 
@@ -18,8 +18,8 @@ def labels(name: str, mc: list[float | None], n: int = 4, steps: list[str] | Non
     return StepLabels(
         solution_id=name, problem_id=name.split("/")[0], steps=steps or [f"step {t}" for t in range(len(mc))],
         n_rollouts=[None if m is None else n for m in mc], n_correct=counts,
-        n_unknown=[None if m is None else 0 for m in mc], mc_score=mc, strategy="exhaustive", n_generated_tokens=n_tokens,
-        **fields,
+        n_unknown=[None if m is None else 0 for m in mc], mc_score=mc, strategy="exhaustive",
+        n_generated_tokens=n_tokens, **fields,
     )  # fmt: skip
 
 
@@ -107,20 +107,17 @@ def test_the_gap_of_two_labelings_is_paired_on_the_steps_that_both_label():
 def test_a_budget_buys_whole_problems():
     records = [labels(f"p{i}/s{j}", [1.0], n_tokens=10) for i in range(3) for j in range(2)]
     # each problem: 2 x 10 for labels and 5 for its solutions, so 50 tokens buy two
-    bought = labeling_cost.affordable(records, {f"p{i}": 5 for i in range(3)}, 50)
+    bought = labeling_value.affordable(records, {f"p{i}": 5 for i in range(3)}, 50)
     assert [r.solution_id for r in bought] == ["p0/s0", "p0/s1", "p1/s0", "p1/s1"]
-    assert labeling_cost.affordable(records, {}, 19) == []
+    assert labeling_value.affordable(records, {}, 19) == []
 
 
 def test_seeds_are_averaged_with_their_range():
     frame = labeling_cost.quality(rows([[1.0, 0.0, 1.0]], [[1, -1, 1]]))
-    table = labeling_cost.over_seeds(
-        pd.concat(
-            [frame.assign(strategy="a", setting="1", seed=s, n_tokens=t, value=v) for s, t, v in ((0, 10, 0.2), (1, 20, 0.4))]
-        )
-    )
-    row = table[table["metric"] == "rmse"].iloc[0]
-    assert (row["value"], row["low"], row["high"], row["n_tokens"], row["n_seeds"]) == (pytest.approx(0.3), 0.2, 0.4, 15, 2)
+    two = [frame.assign(strategy="a", setting="1", seed=s, n_tokens=t, value=v) for s, t, v in ((0, 10, 0.2), (1, 20, 0.4))]
+    row = labeling_cost.over_seeds(pd.concat(two)).set_index("metric").loc["rmse"]
+    assert (row["value"], row["low"], row["high"]) == (pytest.approx(0.3), 0.2, 0.4)
+    assert (row["n_tokens"], row["n_seeds"]) == (15, 2)
 
 
 def test_a_killed_reference_goes_on(tmp_path):

@@ -17,9 +17,11 @@ FLOORS = [
     {"data", "fields", "images", "splits", "models", "curriculum", "pretrain"},
     {"generation", "decoding", "prompts", "rollouts", "endpoint"},
     {"adaptive", "omegaprm", "labeling", "label_quality", "interchange", "label_selection", "policy", "prm", "packing"}
+    | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
     | {"encoding", "objective", "scoring", "critique", "teachers", "critic"},
-    {"selection", "refinement", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"},
-    {"plots", "plots_prm", "plots_evaluation", "drawing"},
+    {"selection", "refinement", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
+    | {"labeling_value"},
+    {"plots", "plots_prm", "plots_evaluation", "plots_cost", "drawing"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -1,0 +1,91 @@
+"""What a PRM learns from labels of one price: the same tokens, the same number of updates, the same benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from . import benchmark, evaluation, models, prm, stats
+from .benchmark import Benchmark
+from .labeling_cost import LabelSet, Rolled
+from .schema import Problem, Solution, StepLabels
+
+BLOCK = 100  # problems labelled at a time, until the budget is spent
+
+
+def affordable(records: Sequence[StepLabels], extra: Mapping[str, int], budget: int) -> list[StepLabels]:
+    """The records of the first problems whose tokens, with `extra[problem_id]` for its solutions, stay within `budget`.
+
+    A problem is taken whole: solutions that share rollouts stay together.
+    """
+    cost: dict[str, int] = {}
+    for record in records:
+        cost.setdefault(record.problem_id, extra.get(record.problem_id, 0))
+        cost[record.problem_id] += record.n_generated_tokens
+    spent, bought = 0, set()
+    for name, price in cost.items():
+        spent += price
+        if spent > budget:
+            break
+        bought.add(name)
+    return [record for record in records if record.problem_id in bought]
+
+
+def bought(
+    rolled: Rolled, strategy: str, settings: Mapping[str, Any], solutions: Sequence[Solution],
+    problems: Sequence[Problem], budget: int, seed: int,
+) -> LabelSet:  # fmt: skip
+    """The labels of as many problems, from the first on, as `budget` tokens pay, their solutions included.
+
+    n_tokens is what was spent; less than the budget if the problems run out.
+    """
+    sampled = strategy != "omegaprm"  # which grows its own solutions
+    records: list[StepLabels] = []
+    extra: dict[str, int] = {}
+    for solution in solutions if sampled else ():
+        extra[solution.problem_id] = extra.get(solution.problem_id, 0) + solution.n_tokens
+    for start in range(0, len(problems), BLOCK):
+        part = problems[start : start + BLOCK]
+        names = {p.problem_id for p in part}
+        mine = [s for s in solutions if s.problem_id in names] if sampled else []
+        records += rolled.labels(strategy, settings, mine, part, seed).records
+        paid = affordable(records, extra, budget)
+        if len(paid) < len(records):
+            break
+    spent = sum(r.n_generated_tokens for r in paid)
+    return LabelSet(paid, spent + sum(extra.get(name, 0) for name in {r.problem_id for r in paid}))
+
+
+def trained_on(
+    labels: LabelSet, problems: Sequence[Problem], bench: Benchmark, folder: Path, *, start: str, n_updates: int,
+    learning_rate: float, batch_size: int, bf16: bool, pack_size: int, threshold: float, dev_share: float, seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """A marker PRM trained on hard labels from the checkpoint `start`, and its quality on the benchmark.
+
+    One row per metric (macro_f1 at the threshold of the dev part, auroc, first_error_f1): metric, value, n, low, high.
+    `n_updates` whatever the number of labels, so that only the labels differ.
+    """
+    vlm, processor = models.load(start)
+    epochs = n_updates * batch_size / len(labels.records)
+    trained = prm.train(
+        "marker", labels.records, problems, vlm, processor, folder, labels="hard", threshold=threshold, epochs=epochs,
+        learning_rate=learning_rate, batch_size=batch_size, bf16=bf16, pack_size=pack_size, marker_init=" True?",
+        seed=seed,
+    )  # fmt: skip
+    scorer = trained.scorer(name=folder.name)
+    scores = {r.solution_id: r.step_scores for r in scorer.score_records(bench.problems, bench.solutions)}
+    dev, reported = evaluation.divide(bench, dev_share, seed)
+    found = benchmark.report(
+        reported.labels, evaluation.aligned(reported, scores), [p.source for p in _problems_of(reported)],
+        evaluation.thresholds(dev, {"prm": scores})["prm"], [s.problem_id for s in reported.solutions], seed, 1000,
+    )  # fmt: skip
+    return pd.DataFrame([(name, *e) for name, e in found.items()], columns=["metric", *stats.Estimate._fields])
+
+
+def _problems_of(bench: Benchmark) -> list[Problem]:
+    """The problem of each solution."""
+    known = {p.problem_id: p for p in bench.problems}
+    return [known[s.problem_id] for s in bench.solutions]
