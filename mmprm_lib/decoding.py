@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor
 from transformers.cache_utils import Cache, DynamicLayer
+
+from .choices import ChoiceRule, Probs
 
 StopTest = Callable[[np.ndarray], bool]
 COLUMN_BLOCK = 64  # the cache grows by so many columns, so that growing is rare and little is wasted
@@ -38,6 +40,29 @@ class Sampling:
             raise ValueError(f"{self}: wanted temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_new_tokens >= 1")
         if isinstance(self.stop, str) or "" in self.stop:
             raise ValueError(f"stop {self.stop!r}: give a tuple of strings that are not empty")
+
+
+@dataclass(frozen=True)
+class ChoiceSampling(Sampling):
+    """As `Sampling`; where a text ends with `cue`, its next token is the first of one of the `choices`.
+
+    It is drawn (or, greedy, taken) among these tokens alone; what the model gave them of all tokens is kept in
+    `Completion.choice_probs`. `take` writes that choice (its number) whatever was drawn: teacher forcing; -1 is off.
+    `patience`: a text ends ("length") so many tokens after its beginning or its last choice; 0 is off. A class of its
+    own, so that the fingerprint of a plain `Sampling` is what it was.
+    """
+
+    cue: str = ""
+    choices: tuple[str, ...] = ()
+    take: int = -1
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.cue or len(self.choices) < 2 or isinstance(self.choices, str):
+            raise ValueError(f"cue {self.cue!r}, choices {self.choices!r}: give a text and at least two texts")
+        if not -1 <= self.take < len(self.choices) or self.patience < 0:
+            raise ValueError(f"take {self.take}, patience {self.patience}: give a choice's number or -1, and 0 or more")
 
 
 def uniforms(seed: int, key: str, sample: int, length: int) -> np.ndarray:
@@ -77,11 +102,24 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> tor
 class InverseCdf(LogitsProcessor):
     """Makes greedy `generate` use `draw`: the drawn token gets logit 0, every other -inf. For models without slots."""
 
-    def __init__(self, uniform: torch.Tensor, prompt_length: int, sampling: Sampling) -> None:
+    def __init__(
+        self, uniform: torch.Tensor, prompt_length: int, sampling: Sampling, rule: ChoiceRule | None = None,
+        before: list[list[int]] | None = None,
+    ) -> None:  # fmt: skip
         self.uniform, self.prompt_length, self.sampling = uniform, prompt_length, sampling  # uniform: (row, token)
+        self.rule, self.before = rule, before
+        # of each row, the number of the token that was a choice -> the probabilities
+        self.choice_probs: list[dict[int, Probs]] = [{} for _ in uniform]
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        tokens = draw(scores, self.uniform[:, input_ids.shape[1] - self.prompt_length], self.sampling)
+        count = input_ids.shape[1] - self.prompt_length
+        if self.rule:
+            tails = [b + t for b, t in zip(self.before, input_ids[:, self.prompt_length :].tolist(), strict=True)]
+            at = np.flatnonzero([self.rule.ends(tail) for tail in tails])
+            scores, probs = self.rule.restrict(scores, at)
+            for row, p in zip(at, probs, strict=True):
+                self.choice_probs[row][count] = p
+        tokens = draw(scores, self.uniform[:, count], self.sampling)
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
 
 
@@ -93,6 +131,7 @@ class Sequence:
     sample: int
     budget: int
     uniform: np.ndarray
+    before: list[int] = field(default_factory=list)  # the last tokens of the text that it goes on from
 
 
 @dataclass(frozen=True)
@@ -102,6 +141,7 @@ class Ended:
     sequence: Sequence
     tokens: list[int]
     finish_reason: str  # "stop" or "length"
+    choice_probs: tuple[Probs, ...] = ()
 
 
 class SlotLayer(DynamicLayer):
@@ -126,12 +166,13 @@ class SlotLayer(DynamicLayer):
 class Slots:
     """The rows of one running batch: 0 .. n_rows - 1 are in use; those that have ended wait to be filled again.
 
-    `ends` (optional) says of a row's tokens so far whether they end in a stop string.
+    `ends` (optional) says of a row's tokens so far whether they end in a stop string, `rule` where choices are made.
     """
 
     def __init__(
-        self, model: Any, n_slots: int, sampling: Sampling, eos: list[int], ends: StopTest | None = None
-    ) -> None:
+        self, model: Any, n_slots: int, sampling: Sampling, eos: list[int], ends: StopTest | None = None,
+        rule: ChoiceRule | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.n_slots, self.sampling, self.eos, self.ends = model, n_slots, sampling, eos, ends
         device, length = model.device, sampling.max_new_tokens
         self.n_rows, self.n_columns, self.width = 0, 0, 0
@@ -143,6 +184,8 @@ class Slots:
         # kept in numpy, so that the loop never waits for the device to know them
         self.columns, self.n_drawn, self.budget = np.zeros((3, n_slots), dtype=np.int64)
         self.drawn = np.zeros((n_slots, length), dtype=np.int64)
+        self.rule, self.at_cue = rule, np.zeros(n_slots, dtype=bool)
+        self.choice_probs: list[list[Probs]] = [[] for _ in range(n_slots)]
         self.mask = torch.zeros((n_slots, 1, 1, 0), dtype=model.dtype, device=device)  # added to the attention scores
         self.cache: Cache | None = None
 
@@ -178,7 +221,10 @@ class Slots:
         self.uniform[rows] = torch.as_tensor(np.stack([s.uniform for s in flat]), device=rows.device)
         self.columns[free], self.n_drawn[free], self.budget[free] = padded - 1, 0, [s.budget for s in flat]
         for row, sequence in zip(free, flat, strict=True):
-            self.sequences[row] = sequence
+            self.sequences[row], self.choice_probs[row] = sequence, []
+        if self.rule:
+            self.at_cue[free] = [self.rule.ends(s.before) for s in flat]
+            self.budget[free] = [min(s.budget, self.rule.patience) for s in flat]
         self.n_rows = max(self.n_rows, int(free.max()) + 1)
         return self._accept(free, rows, logits[source])
 
@@ -203,6 +249,8 @@ class Slots:
     def _accept(self, ids: np.ndarray, rows: torch.Tensor, logits: torch.Tensor) -> list[Ended]:
         """The sequences that end with the token drawn now for each of the rows (given to numpy and to torch)."""
         count = np.minimum(self.n_drawn[ids], self.drawn.shape[1] - 1)  # a row that has ended may stand at the end
+        if self.rule:
+            logits = self._choose(ids, logits)
         tokens = draw(logits, self.uniform[rows, torch.as_tensor(count, device=rows.device)], self.sampling)
         self.token[rows] = tokens
         self.position[rows] += 1
@@ -211,10 +259,30 @@ class Slots:
         self.drawn[ids, count] = seen
         self.n_drawn[ids] += 1
         self.columns[ids] += 1
+        if self.rule:
+            for i in self.rule.candidates(seen):
+                self.at_cue[ids[i]] = self._ends_with_cue(ids[i])
         stops = np.isin(seen, self.eos)
         over = self.n_drawn[ids] >= self.budget[ids]
         maybe = np.ones(len(ids), dtype=bool) if self.ends else stops | over
         return [e for row, stop in zip(ids[maybe], stops[maybe], strict=True) if (e := self._end(row, bool(stop)))]
+
+    def _choose(self, ids: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
+        """The logits with those of the rows that stand at a cue restricted, whose probabilities are kept."""
+        at = np.flatnonzero(self.at_cue[ids])
+        logits, probs = self.rule.restrict(logits, at)
+        for row, p in zip(ids[at], probs, strict=True):
+            self.choice_probs[row].append(p)
+            self.budget[row] = min(self.sequences[row].budget, self.n_drawn[row] + 1 + self.rule.patience)
+            self.at_cue[row] = False
+        return logits
+
+    def _ends_with_cue(self, row: int) -> bool:
+        sequence, tail = self.sequences[row], self.rule.tail
+        if sequence is None:
+            return False
+        drawn = self.drawn[row, max(0, self.n_drawn[row] - tail) : self.n_drawn[row]].tolist()
+        return self.rule.ends(sequence.before + drawn if len(drawn) < tail else drawn)
 
     def _end(self, row: int, stops: bool) -> Ended | None:
         """The sequence of a row if it has ended; its row is free then."""
@@ -222,10 +290,10 @@ class Slots:
         if sequence is None:
             return None
         stops = stops or (self.ends is not None and self.ends(tokens))
-        if not stops and len(tokens) < sequence.budget:
+        if not stops and len(tokens) < self.budget[row]:
             return None
-        self.sequences[row] = None
-        return Ended(sequence, tokens.tolist(), "stop" if stops else "length")
+        self.sequences[row], self.at_cue[row] = None, False
+        return Ended(sequence, tokens.tolist(), "stop" if stops else "length", tuple(self.choice_probs[row]))
 
     @property
     def _floor(self) -> float:
@@ -253,10 +321,11 @@ class Slots:
         to = [r for r in range(n_live) if self.sequences[r] is None]
         source = [r for r in range(n_live, self.n_rows) if self.sequences[r] is not None]
         self.n_rows = n_live
-        for state in (self.columns, self.n_drawn, self.budget, self.drawn):
+        for state in (self.columns, self.n_drawn, self.budget, self.drawn, self.at_cue):
             state[to] = state[source]
         for row, other in zip(to, source, strict=True):
             self.sequences[row], self.sequences[other] = self.sequences[other], None
+            self.choice_probs[row] = self.choice_probs[other]
         to, source = (torch.tensor(x, dtype=torch.long, device=self.token.device) for x in (to, source))
         for state in (self.token, self.position, self.column, self.uniform, self.mask):
             state[to] = state[source]

@@ -19,15 +19,17 @@ import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .decoding import Ended, InverseCdf, Sampling, Sequence, Slots, uniforms
+from .choices import ChoiceRule, Probs
+from .decoding import ChoiceSampling, Ended, InverseCdf, Sampling, Sequence, Slots, uniforms
 from .prompts import Prompt, Prompts, cut_at, stop_test, text_of
 from .schema import Problem, fingerprint
 from .steps import policy_prompt, prefix_text
 
-__all__ = ["Completion", "Generator", "Request", "Sampling", "TransformersGenerator"]
+__all__ = ["ChoiceSampling", "Completion", "Generator", "Request", "Sampling", "TransformersGenerator"]
 
 # Models that need nothing but pixels, positions 0, 1, 2, ... and plain attention; others go through `model.generate`.
 SLOT_MODELS = ("llava", "internvl")
+CUE_TOKENS = 256  # of the text before a completion, at most so many are searched for a cue
 PREFILL_TOKENS = 8192  # per forward pass, so that long prompts do not fill the memory
 
 
@@ -55,12 +57,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """A continuation. `text` ends before the stop string; `n_tokens` counts the end token; `error` says what failed."""
+    """A continuation. `text` ends before the stop string; `n_tokens` counts the end token; `error` says what failed.
+
+    `choice_probs`: of `ChoiceSampling`, the probability of each choice among all tokens, one tuple per cue in the text.
+    """
 
     text: str
     n_tokens: int
     finish_reason: Literal["stop", "length", "error"]
     error: str = ""
+    choice_probs: tuple[Probs, ...] = ()
 
 
 class Generator(Protocol):
@@ -90,6 +96,7 @@ class _Entry:
     prompt: Prompt
     ids: list[int]  # prompt and prefix
     budget: int
+    before: list[int] = field(default_factory=list)  # the last tokens of the assistant turn so far, where cues matter
     completions: dict[int, Completion] = field(default_factory=dict)
 
 
@@ -167,15 +174,24 @@ class TransformersGenerator:
     def _prepare(self, request: Request, sampling: Sampling) -> _Entry:
         """The request as token ids; ValueError if its image cannot be used or it does not fit the context."""
         prompt = self.prompts.prompt(request.problem, request.instruction)
-        ids = prompt.ids + self.prompts.prefix_ids(request.prefix, request.opening)
+        before = self.prompts.prefix_ids(request.prefix, request.opening)
+        ids = prompt.ids + before
         if len(ids) >= self.context:
             name = request.problem.problem_id
             raise ValueError(f"{name}: {len(ids)} tokens do not fit the model's context of {self.context}")
-        return _Entry(request, prompt, ids, min(sampling.max_new_tokens, self.context - len(ids)))
+        tail = before[-CUE_TOKENS:] if isinstance(sampling, ChoiceSampling) else []
+        return _Entry(request, prompt, ids, min(sampling.max_new_tokens, self.context - len(ids)), tail)
 
-    def _completion(self, tokens: list[int], reason: Literal["stop", "length"], sampling: Sampling) -> Completion:
+    def _completion(
+        self, tokens: list[int], reason: Literal["stop", "length"], sampling: Sampling, probs: tuple[Probs, ...] = ()
+    ) -> Completion:
         self.n_generated_tokens += len(tokens)
-        return Completion(cut_at(text_of(self.tokenizer, tokens), sampling.stop), len(tokens), reason)
+        return Completion(cut_at(text_of(self.tokenizer, tokens), sampling.stop), len(tokens), reason, "", probs)
+
+    def _rule(self, sampling: Sampling) -> ChoiceRule | None:
+        if not isinstance(sampling, ChoiceSampling):
+            return None
+        return ChoiceRule(self.tokenizer, sampling.cue, sampling.choices, sampling.take, sampling.patience)
 
     def _uniforms(self, entry: _Entry, sample: int, sampling: Sampling) -> np.ndarray:
         if sampling.temperature == 0:
@@ -186,21 +202,25 @@ class TransformersGenerator:
 
     def _by_slots(self, feed: Iterator[_Entry | Finished], n: int, sampling: Sampling) -> Iterator[Finished]:
         ends = stop_test(self.tokenizer, sampling.stop)
-        slots = Slots(self.model, max(self.batch_size, n), sampling, self.eos, ends)
-        drained = False
-        while not drained or slots.n_live:
-            free, ended = slots.n_slots - slots.n_live, []
+        rule, room = self._rule(sampling), max(self.batch_size, n)
+        slots, drained = None, False
+        while slots is None or not drained or slots.n_live:
+            free, ended = room - (slots.n_live if slots else 0), []
             # to prefill for a few rows costs nearly as much as for many, so an eighth of the batch gathers first
-            if not drained and free >= max(n, slots.n_slots // 8):
+            if not drained and free >= max(n, room // 8):
                 taken = list(islice(feed, free // n))
                 drained = len(taken) < free // n
+                if slots is None:  # no larger cache than a few requests need
+                    rows = n * len(taken) if drained else room
+                    slots = Slots(self.model, rows, sampling, self.eos, ends, rule)
                 yield from (item for item in taken if not isinstance(item, _Entry))
                 ended = self._admit(slots, [item for item in taken if isinstance(item, _Entry)], n, sampling)
             if slots.n_live:
                 ended += self._step(slots, drained)
             for end in ended:
                 entry: _Entry = end.sequence.owner
-                entry.completions[end.sequence.sample] = self._completion(end.tokens, end.finish_reason, sampling)
+                found = self._completion(end.tokens, end.finish_reason, sampling, end.choice_probs)
+                entry.completions[end.sequence.sample] = found
                 if len(entry.completions) == n:
                     yield entry.request, [entry.completions[i] for i in range(n)]
 
@@ -217,7 +237,9 @@ class TransformersGenerator:
             size = max(1, int((longest * np.arange(1, len(entries) + 1) <= PREFILL_TOKENS).sum()))
             part, entries = entries[:size], entries[size:]
             cache, logits = self._prefill(part)
-            groups = [[Sequence(e, i, e.budget, self._uniforms(e, i, sampling)) for i in range(n)] for e in part]
+            groups = [
+                [Sequence(e, i, e.budget, self._uniforms(e, i, sampling), e.before) for i in range(n)] for e in part
+            ]
             ended += slots.admit(groups, [len(e.ids) for e in part], cache, logits)
         return ended
 
@@ -257,15 +279,23 @@ class TransformersGenerator:
             pad_token_id=self.prompts.pad_id, stop_strings=list(sampling.stop) or None,
         )  # fmt: skip
         images = self.prompts.collate([e.prompt for e in entries], [len(e.ids) for e in entries])
+        drawing = InverseCdf(uniform, ids.shape[1], sampling, self._rule(sampling), [e.before for e in entries])
         out = self.model.generate(
             input_ids=ids, attention_mask=mask, **images, generation_config=config, tokenizer=self.tokenizer,
-            logits_processor=[InverseCdf(uniform, ids.shape[1], sampling)],
+            logits_processor=[drawing],
         )  # fmt: skip
-        ends, completions = stop_test(self.tokenizer, sampling.stop), []
-        for entry, row in zip(entries, out[:, ids.shape[1] :].tolist(), strict=True):
-            row = row[: entry.budget]
-            last = (k for k, t in enumerate(row) if t in self.eos or (ends and ends(np.array(row[: k + 1]))))
-            stop = next(last, None)
-            tokens, reason = (row, "length") if stop is None else (row[: stop + 1], "stop")
-            completions.append(self._completion(tokens, reason, sampling))
-        return completions
+        rows = out[:, ids.shape[1] :].tolist()
+        return [self._ended(*each, sampling) for each in zip(entries, rows, drawing.choice_probs, strict=True)]
+
+    def _ended(self, entry: _Entry, row: list[int], probs: dict[int, Probs], sampling: Sampling) -> Completion:
+        """A row of `generate` as it would have ended by itself; other rows may have kept it running."""
+        row, patience = row[: entry.budget], getattr(sampling, "patience", 0)
+        if patience:
+            cuts = [0, *(place + 1 for place in sorted(probs))]  # where the waiting begins: after every choice
+            row = row[: next(a + patience for a, b in zip(cuts, [*cuts[1:], 2**31], strict=True) if b > a + patience)]
+        ends = stop_test(self.tokenizer, sampling.stop)
+        last = (k for k, t in enumerate(row) if t in self.eos or (ends and ends(np.array(row[: k + 1]))))
+        stop = next(last, None)
+        tokens, reason = (row, "length") if stop is None else (row[: stop + 1], "stop")
+        kept = tuple(p for place, p in sorted(probs.items()) if place < len(tokens))
+        return self._completion(tokens, reason, sampling, kept)

@@ -7,7 +7,7 @@ same function tunes the embedded base and a hub checkpoint, all weights or LoRA.
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from .scoring import context_length, vision_towers
 from .steps import FORMATS, join, neutralise, policy_prompt, split
 
 Pair = tuple[Problem, list[str]]  # a problem and the steps of a worked solution
+Text = tuple[Problem, str, str]  # a problem, a prompt with its image, and the text to be learnt
+Weigh = Callable[[list[int]], list[float]]  # the tokens of a target -> the weight of each in the loss
 FORMAT = 1  # of the training rows: a change of what they hold changes the key of every policy
 IGNORED = -100
 N_LOGGED = 60  # points of the loss curve
@@ -78,23 +80,34 @@ def _worked_row(line: str, where: str) -> tuple[str, list[str]]:
 # -- training
 
 
-def rows(encoder: Encoder, pairs: Sequence[Pair]) -> tuple[list[dict], int]:
-    """Training rows (prompt, solution and end of turn as tokens, no loss on the prompt), and how many were too long.
+def texts(processor: Any, pairs: Sequence[Pair]) -> list[Text]:
+    """(problem, prompt, solution) of every pair: what is learnt, as text."""
+    return [(problem, policy_prompt(problem, processor), join(steps)) for problem, steps in pairs]
 
-    An over-long row is left out whole, so that neither an image nor a solution is ever cut.
+
+def text_rows(encoder: Encoder, texts: Sequence[Text], weigh: Weigh | None = None) -> tuple[list[dict], int]:
+    """Training rows (prompt, target and end of turn as tokens, no loss on the prompt), and how many were too long.
+
+    An over-long row is left out whole, so that neither an image nor a target is ever cut. `weigh` gives the weight in
+    the loss of each token of a target, the end of turn included.
     """
     out, dropped = [], 0
-    for problem, steps in pairs:
-        text = policy_prompt(problem, encoder.processor)
+    for problem, text, target in texts:
         prompt = encoder.prompt(problem, text).ids
-        solution = encoder.tokenizer(neutralise(join(steps), encoder.tokenizer), add_special_tokens=False)["input_ids"]
-        ids = prompt + solution + [encoder.tokenizer.eos_token_id]
+        ids = encoder.tokenizer(neutralise(target, encoder.tokenizer), add_special_tokens=False)["input_ids"]
+        ids = prompt + ids + [encoder.tokenizer.eos_token_id]
         if len(ids) > encoder.max_length:
             dropped += 1
             continue
         labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
-        out.append({"input_ids": ids, "labels": labels, "row": Encoded(ids, [], problem, text)})
+        row = {"input_ids": ids, "labels": labels, "row": Encoded(ids, [], problem, text)}
+        out.append(row | ({"weights": [0.0] * len(prompt) + weigh(ids[len(prompt) :])} if weigh else {}))
     return out, dropped
+
+
+def rows(encoder: Encoder, pairs: Sequence[Pair]) -> tuple[list[dict], int]:
+    """As `text_rows`, of worked solutions."""
+    return text_rows(encoder, texts(encoder.processor, pairs))
 
 
 def trained_on(processor: Any, pair: Pair) -> tuple[str, bool]:
@@ -106,12 +119,36 @@ def trained_on(processor: Any, pair: Pair) -> tuple[str, bool]:
 
 
 def collate(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
-    """Right-padded tensors of rows with `labels` (batch, token), padded with IGNORED, and the image tensors."""
+    """Right-padded tensors of rows with `labels` (batch, token), padded with IGNORED, and the image tensors.
+
+    Where the rows have weights, `weights` (batch, token), too, padded with 0.
+    """
     tensors = encoder.collate([row["row"] for row in batch])
     tensors.pop("positions")
     width = tensors["input_ids"].shape[1]
     labels = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in batch]
-    return tensors | {"labels": torch.tensor(labels)}
+    tensors |= {"labels": torch.tensor(labels)}
+    if "weights" in batch[0]:
+        tensors["weights"] = torch.tensor([row["weights"] + [0.0] * (width - len(row["weights"])) for row in batch])
+    return tensors
+
+
+class WeightedTrainer(Trainer):
+    """Trainer with a weight per token: the sum of the weighted losses over the number of tokens, not of weights."""
+
+    loss_is_scaled_for_ga = True
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a micro-batch, divided by the target tokens of the accumulated batch."""
+        labels, weights = inputs.pop("labels")[:, 1:], inputs.pop("weights")[:, 1:]
+        out = model(**inputs)
+        logits = out.logits[:, :-1].float().transpose(1, 2)  # (batch, vocabulary, token)
+        losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+        n = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = (losses * weights).sum() / n
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
+        return (loss, out) if return_outputs else loss
 
 
 @contextmanager
@@ -133,23 +170,24 @@ def frozen(towers: Sequence[torch.nn.Module]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def fine_tune(
-    model: Any, processor: Any, pairs: Sequence[Pair], output_dir: str | Path, *, learning_rate: float,
+def tune(
+    model: Any, processor: Any, texts: Sequence[Text], output_dir: str | Path, *, learning_rate: float,
     epochs: float = 1.0, batch_size: int = 64, gradient_accumulation: int = 1, lora_rank: int = 0,
     freeze_vision: bool = True, warmup_share: float = 0.05, weight_decay: float = 0.0, bf16: bool = False,
-    max_length: int = 0, seed: int = 0,
+    max_length: int = 0, seed: int = 0, weigh: Weigh | None = None,
 ) -> tuple[Any, list[dict]]:  # fmt: skip
-    """(model, history): the policy, tuned in place on worked solutions and saved in `output_dir`, and its loss curve.
+    """(model, history): the model, tuned in place on texts and saved in `output_dir`, and its loss curve.
 
     `lora_rank` 0 trains all weights, else LoRA, merged at the end. `freeze_vision` keeps the vision tower (the paper).
     `max_length` 0 is the model's context. The history holds step, epoch, loss (nats per token), learning_rate and
-    grad_norm, and last n_train and n_dropped, the over-long solutions. ValueError if none is left.
+    grad_norm, and last n_train and n_dropped, the over-long solutions. ValueError if none is left. `weigh`: see
+    `text_rows`.
     """
     torch.manual_seed(seed)  # peft draws its matrices
     encoder = Encoder(FORMATS["judge"], processor, max_length or context_length(model))
-    data, n_dropped = rows(encoder, pairs)
+    data, n_dropped = text_rows(encoder, texts, weigh)
     if not data:
-        raise ValueError(f"none of {len(pairs)} solutions fits into {encoder.max_length} tokens: raise max_length")
+        raise ValueError(f"none of {len(texts)} solutions fits into {encoder.max_length} tokens: raise max_length")
     arguments = training_arguments(
         output_dir, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, bf16=bf16, seed=seed,
         gradient_accumulation=gradient_accumulation, warmup_share=warmup_share, weight_decay=weight_decay,
@@ -161,7 +199,8 @@ def fine_tune(
     arguments.train_sampling_strategy = "random"
     with frozen(vision_towers(model) if freeze_vision else []), models.training_attention(model):
         tuned = with_lora(model, lora_rank, None) if lora_rank else model
-        trainer = Trainer(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
+        kind = WeightedTrainer if weigh else Trainer
+        trainer = kind(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
         trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
         trainer.train()
     trainer.accelerator.unwrap_model(tuned, keep_fp32_wrapper=False)  # else its forward pass stays in mixed precision
@@ -178,27 +217,50 @@ def _curve(log: Sequence[dict]) -> list[dict]:
     return [{key: row[key] for key in kept if key in row} for row in log if "loss" in row]
 
 
+def fine_tune(
+    model: Any, processor: Any, pairs: Sequence[Pair], output_dir: str | Path, **options: Any
+) -> tuple[Any, list[dict]]:
+    """(model, history) of `tune` with these `options`: the policy, tuned in place on worked solutions, and its loss."""
+    return tune(model, processor, texts(processor, pairs), output_dir, **options)
+
+
 def fine_tuned(
     model: Any, processor: Any, pairs: Sequence[Pair], output_dir: str | Path, *, trust_remote_code: bool = False,
     **options: Any,
 ) -> tuple[Any, list[dict]]:  # fmt: skip
     """As `fine_tune` with these `options`; the policy that `output_dir` holds is taken instead if it is the same one.
 
-    It is the same if base weights, prompts, solutions, images and options are. Its key and its history are kept in
-    `training.json`, written last, so that a run that was killed trains again.
+    It is the same if base weights, prompts, solutions, images and options are.
     """
     base = TransformersGenerator(model, processor).fingerprint
-    texts = [[p.problem_id, policy_prompt(p, processor), p.image_sha256, steps] for p, steps in pairs]
-    key = fingerprint([FORMAT, base, fingerprint(texts), options])
+    learnt = [[p.problem_id, policy_prompt(p, processor), p.image_sha256, steps] for p, steps in pairs]
+    key = fingerprint([FORMAT, base, fingerprint(learnt), options])
+    again = taken(output_dir, key, model, trust_remote_code)
+    return again or kept(output_dir, key, fine_tune(model, processor, pairs, output_dir, **options))
+
+
+def taken(
+    output_dir: str | Path, key: str, model: Any, trust_remote_code: bool = False
+) -> tuple[Any, list[dict]] | None:
+    """(model, history) of an earlier training of this `key`, in the dtype and on the device of `model`; None without.
+
+    Key and history stand in `training.json`, written last (`kept`), so that a run that was killed trains again. A file
+    of another key is removed: from here on the folder vouches for nothing.
+    """
     file = Path(output_dir) / "training.json"
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    if kept.get("key") == key:
-        again, _ = models.load(output_dir, dtype=model.dtype, trust_remote_code=trust_remote_code)
-        return again.to(model.device), kept["history"]
-    file.unlink(missing_ok=True)
-    model, history = fine_tune(model, processor, pairs, output_dir, **options)
-    write_bytes(file, [json.dumps({"key": key, "history": history}, indent=1).encode(), b"\n"])
-    return model, history
+    found = json.loads(file.read_text()) if file.exists() else {}
+    if found.get("key") != key:
+        file.unlink(missing_ok=True)
+        return None
+    again, _ = models.load(output_dir, dtype=model.dtype, trust_remote_code=trust_remote_code)
+    return again.to(model.device), found["history"]
+
+
+def kept(output_dir: str | Path, key: str, tuned: tuple[Any, list[dict]]) -> tuple[Any, list[dict]]:
+    """`tuned`, (model, history), after `training.json` says what the folder holds."""
+    text = json.dumps({"key": key, "history": tuned[1]}, indent=1)
+    write_bytes(Path(output_dir) / "training.json", [text.encode(), b"\n"])
+    return tuned
 
 
 # -- how it errs

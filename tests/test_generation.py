@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmprm_lib import data, models
-from mmprm_lib.decoding import Sampling, Slots, draw, uniforms
+from mmprm_lib.decoding import ChoiceSampling, Sampling, Slots, draw, uniforms
 from mmprm_lib.generation import Request, TransformersGenerator
 from mmprm_lib.prompts import cut_at, stop_test
+from mmprm_lib.schema import fingerprint
 from mmprm_lib.steps import policy_prompt, prefix_text
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
@@ -310,3 +311,121 @@ def test_the_fingerprint_names_weights_and_vocabulary(base):
     other = models.new_processor()
     other.chat_template = other.chat_template.replace("assistant", "solver")
     assert TransformersGenerator(model, other).fingerprint != first
+
+
+# -- choices: a verdict in a text
+
+CUE, CHOICES = "Judgement:", (" Correct", " Incorrect")
+
+
+def choosing(**options):
+    return ChoiceSampling(**({"max_new_tokens": 12, "cue": CUE, "choices": CHOICES} | options))
+
+
+def opened(problems):
+    """Requests of which every third begins at a cue, every third inside one, and every third nowhere near."""
+    openings = ("Step 1\nJudgement:", "Step 1\nJudgement", "Step 1\nLogic: 4 = 4")
+    return [Request(p, key=f"r{i}", opening=openings[i % 3]) for i, p in enumerate(problems)]
+
+
+def by_forward(base, request, text=""):
+    """The model's own probability of each choice after the opening and the text, from one plain forward pass."""
+    model, processor = base
+    whole = policy_prompt(request.problem, processor) + request.opening + text
+    inputs = processor(text=[whole], images=[data.open_image(request.problem)], return_tensors="pt")
+    with torch.no_grad():
+        probs = torch.softmax(model(**inputs).logits[0, -1], -1)
+    return [probs[processor.tokenizer(c)["input_ids"][0]].item() for c in CHOICES]
+
+
+@pytest.mark.parametrize("slots", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_after_the_cue_stands_a_choice_with_the_models_own_probabilities(base, problems, slots, temperature):
+    requests = opened(problems[:6])
+    found = completions(new(base, slots=slots), requests, sampling=choosing(temperature=temperature))
+    for request in requests[::3]:
+        [c] = found[request.key]
+        assert c.text.startswith(CHOICES) and len(c.choice_probs) == 1 + c.text.count(CUE)
+        assert c.choice_probs[0] == pytest.approx(by_forward(base, request), abs=1e-4)
+        assert temperature or c.text.startswith(CHOICES[int(np.argmax(c.choice_probs[0]))])
+    assert not any(found[r.key][0].choice_probs for r in requests[2::3])
+
+
+@pytest.mark.parametrize("slots", [True, False])
+def test_a_cue_is_seen_wherever_the_text_comes_to_it(base, problems, slots):
+    requests = [Request(p, key=f"r{i}") for i, p in enumerate(problems[:8])]
+    free = completions(new(base), requests)
+    # the fifth token of the first text that is a word of its own; in the text of r0 it is the cue now
+    tokens = base[1].tokenizer(free["r0"][0].text)["input_ids"]
+    cue = base[1].tokenizer.decode(tokens[4:5])
+    found = completions(new(base, slots=slots), requests, sampling=choosing(cue=cue))
+    [mine] = found["r0"]
+    before, _, after = mine.text.partition(cue)
+    assert free["r0"][0].text.startswith(before + cue) and after.startswith(CHOICES)
+    assert mine.choice_probs[0] == pytest.approx(by_forward(base, requests[0], before + cue), abs=1e-4)
+
+
+def test_both_paths_and_every_batch_make_the_same_choices(base, problems):
+    for sampling in (choosing(), choosing(patience=5), choosing(take=1), choosing(temperature=0.7, top_p=0.9)):
+        requests = opened(problems[:7])
+        whole = completions(new(base), requests, 2, sampling)
+        for generator, some in [(new(base, 4), requests[::-1]), (new(base, slots=False), requests[:4])]:
+            found = completions(generator, some, 2, sampling)
+            for key, cs in found.items():
+                for mine, its in zip(cs, whole[key], strict=True):
+                    assert (mine.text, mine.n_tokens, mine.finish_reason) == (its.text, its.n_tokens, its.finish_reason)
+                    assert np.allclose(mine.choice_probs, its.choice_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("slots", [True, False])
+def test_the_choice_taken_is_written_whatever_is_likelier(base, problems, slots):
+    requests = opened(problems[:6])[::3]
+    for take in (0, 1):
+        found = completions(new(base, slots=slots), requests, 2, choosing(take=take))
+        assert all(c.text.startswith(CHOICES[take]) for cs in found.values() for c in cs)
+        # what is written does not change what was thought
+        assert found["r0"][0].choice_probs[0] == pytest.approx(by_forward(base, requests[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize("slots", [True, False])
+def test_patience_counts_from_the_last_choice(base, problems, slots):
+    found = completions(new(base, slots=slots), opened(problems[:3]), sampling=choosing(patience=5))
+    # r0 begins with its choice: one token and then five; r2 has none: five
+    assert [found[f"r{i}"][0].n_tokens for i in (0, 2)] == [6, 5]
+    assert {found[f"r{i}"][0].finish_reason for i in (0, 2)} == {"length"}
+
+
+def test_a_plain_sampling_is_named_as_before_and_draws_as_before(base, problems):
+    assert fingerprint(Sampling()) == fingerprint(
+        {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 256, "seed": 0, "stop": ()}
+    )
+    assert fingerprint(choosing()) != fingerprint(choosing(take=0)) != fingerprint(choosing(patience=9))
+    away = choosing(cue="never to be written:")
+    assert completions(new(base), keyed(problems[:4]), sampling=away) == completions(new(base), keyed(problems[:4]))
+
+
+def test_choices_that_cannot_be_told_apart_are_refused(base, problems):
+    for options, message in [
+        ({"cue": ""}, "give a text"), ({"choices": (" Correct",)}, "at least two"), ({"take": 2}, "a choice's number"),
+        ({"patience": -1}, "0 or more"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            choosing(**options)
+    for slots in (True, False):
+        with pytest.raises(ValueError, match="begin with tokens"):
+            list(new(base, slots=slots).sample([Request(problems[0])], 1, choosing(choices=(" 1 a", " 1 b"))))
+        with pytest.raises(ValueError, match="does not end a token"):  # " Correct" is one token, cut nowhere
+            list(
+                new(base, slots=slots).sample([Request(problems[0])], 1, choosing(cue="is Cor", choices=("rect", "n")))
+            )
+
+
+def test_a_few_requests_take_a_small_cache(base, problems, monkeypatch):
+    sizes, start = [], Slots.__init__
+    monkeypatch.setattr(
+        Slots, "__init__", lambda self, model, n, *rest: sizes.append(n) or start(self, model, n, *rest)
+    )
+    assert len(completions(new(base, 64), keyed(problems[:3]), 2)) == 3
+    assert len(completions(new(base, 4), keyed(problems[:9]), 2)) == 9
+    assert completions(new(base, 64), []) == {}
+    assert sizes == [6, 4, 0]  # 3 requests of 2 samples; never more than the batch

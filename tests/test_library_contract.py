@@ -15,10 +15,11 @@ FLOORS = [
     {"schema", "parameters", "provenance", "run", "runner", "cleaning", "stats", "sequential"},
     {"world", "answers", "mathcheck", "quantities", "steps"},
     {"data", "fields", "images", "splits", "models", "curriculum", "pretrain"},
-    {"generation", "decoding", "prompts", "rollouts", "endpoint"},
-    {"adaptive", "omegaprm", "labeling", "label_quality", "interchange", "label_selection", "policy", "prm", "packing"}
+    {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "fingerprints", "outcomes", "guards"},
+    {"adaptive", "omegaprm", "trees", "labeling", "labeling_files", "label_quality"}
+    | {"interchange", "interchange_text", "label_selection", "policy", "prm", "packing"}
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
-    | {"encoding", "objective", "scoring", "critique", "teachers", "critic"},
+    | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
     {"selection", "refinement", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
     | {"labeling_value"},
     {"plots", "plots_prm", "plots_evaluation", "plots_cost", "drawing"},
