@@ -5,25 +5,28 @@ VisualPRM (2503.10291, its eq. 1 and 2): 4 solutions per problem, up to 12 steps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from . import world
+from . import adaptive, world
+from .fingerprints import fingerprint, fingerprint_of_many
 from .generation import Completion, Generator, Request, Sampling
-from .rollouts import judge, mc_score
-from .run import progress
-from .schema import Problem, Record, RecordLog, Solution, StepLabels, fingerprint, write_records
+from .guards import Guarded, is_failure, judged
+from .labeling_files import Records, named, resumed, rewrite
+from .outcomes import drop_failed, reasons, written
+from .rollouts import Ask, Job, judge, mc_score, run_jobs
+from .schema import Problem, RecordLog, Solution, StepLabels
 from .stats import wilson
 from .steps import split
 
 FORMAT = 2  # of the records written here: a change of what they mean changes the key of every file
-STRATEGIES = ("exhaustive",)
-BLOCK = 256  # most solutions that are looked at together: to share prefixes, or when steps wait for each other
+STRATEGIES = ("exhaustive", "adaptive")
+BLOCK = 256  # most solutions that are looked at together to share prefixes
 SAMPLING = Sampling()  # temperature 1, as VisualPRM samples solutions and rollouts
-R = TypeVar("R", bound=Record)
+_named, _resumed = named, resumed
 Truth = Callable[[Problem, list[str]], list[int]]
 
 
@@ -51,7 +54,7 @@ def _name(problem: Problem, sample: int) -> str:
 
 
 def _solution(name: str, problem: Problem, sample: Completion, policy: str, seed: int, max_steps: int) -> Solution:
-    label, answer, reason = judge(problem, (), sample)
+    label, answer, reason = judged(problem, (), sample)
     return Solution(
         solution_id=name, problem_id=problem.problem_id, steps=split(sample.text, max_steps), answer=answer,
         verdict=label, policy=policy, seed=seed, n_tokens=sample.n_tokens, finish_reason=sample.finish_reason,
@@ -66,6 +69,7 @@ def _solution(name: str, problem: Problem, sample: Completion, policy: str, seed
 class Options:
     """How labels are made.
 
+    strategy: "exhaustive", by the options named here, or "adaptive", by those in `adaptive` and no other.
     n_rollouts: continuations per step (VisualPRM: 16). last_step: "verdict" takes the solution's own verdict as the one
     rollout of its last step if the solution ended by itself, which costs no tokens; "rollout" continues it as VisualPRM
     does. early_stop: the steps after the first with mc_score 0 are not sampled (None, never 0; the paper labels all).
@@ -78,6 +82,13 @@ class Options:
     last_step: str = "verdict"
     early_stop: bool = False
     share_prefixes: bool = True
+    adaptive: adaptive.Options = adaptive.Options()
+
+    def shaping(self) -> dict[str, Any]:
+        """The options that shape the labels of this strategy, as plain values; they are in the key of a file."""
+        values = asdict(self)
+        theirs = values.pop("adaptive")
+        return values if self.strategy == "exhaustive" else {"strategy": self.strategy, "adaptive": theirs}
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -112,12 +123,20 @@ def label(
 
     All rollouts of all steps of all solutions are one stream of requests, so that the generator's batch stays full.
     Solutions are read as the generator asks for them; only those in flight are held, and no completion is kept.
+    Solutions of one problem that stand side by side share what the options let them share.
     `truth` fills the column of that name for problems of the embedded world. KeyError if a solution's problem is not
     among `problems`.
     """
+    if options.strategy == "adaptive":
+        yield from adaptive.label(solutions, problems, generator, options.adaptive, sampling, truth)
+        return
     by_id = {p.problem_id: p for p in problems}
-    stream = _in_blocks if options.early_stop else _in_one_stream
-    for record in stream((_opened(s, by_id, options) for s in solutions), generator, options, sampling):
+    opened = (_opened(s, by_id, options) for s in solutions)
+    if options.early_stop:
+        records = run_jobs((_stepwise(record, options) for record in opened), generator, sampling)
+    else:
+        records = _in_one_stream(opened, generator, options, sampling)
+    for record in records:
         known = truth is not None and record.problem.scene is not None
         yield _labels(record, options, truth(record.problem, record.solution.steps) if known else None)
 
@@ -184,19 +203,17 @@ def _in_one_stream(
     yield from settled
 
 
-def _in_blocks(records: Iterable[_Open], generator: Generator, options: Options, sampling: Sampling) -> Iterator[_Open]:
-    """Step by step, because whether a step is sampled depends on the one before it; a block of solutions at a time."""
-    records = iter(records)
-    while block := list(islice(records, BLOCK)):
-        for t in range(max(len(r.counts) for r in block)):
-            wave = {_request(r, t).key: r for r in block if t in r.waiting and not r.hopeless(t)}
-            requests = (_request(r, t) for r in wave.values())
-            for request, completions in generator.sample(requests, options.n_rollouts, sampling):
-                _count([wave[request.key]], request, completions)
-        for record in block:
-            # a last step that its verdict had settled is dropped, too, when it follows a hopeless one
-            record.counts = [None if record.hopeless(t) else c for t, c in enumerate(record.counts)]
-        yield from block
+def _stepwise(record: _Open, options: Options) -> Job[_Open]:
+    """A job that asks step by step, because whether a step is sampled depends on those before it."""
+    for t in sorted(record.waiting):
+        if record.hopeless(t):
+            break
+        request = _request(record, t)
+        answers = yield [Ask(request, options.n_rollouts)]
+        _count([record], request, answers[request.key])
+    # a last step that its verdict had settled is dropped, too, when it follows a hopeless one
+    record.counts = [None if record.hopeless(t) else c for t, c in enumerate(record.counts)]
+    return record
 
 
 def _labels(record: _Open, options: Options, truth: list[int] | None) -> StepLabels:
@@ -231,53 +248,90 @@ def intervals(record: StepLabels, confidence: float = 0.95) -> list[tuple[float,
 
 def solutions_to(
     path: str | Path, problems: Collection[Problem], generator: Generator, n: int = 4, sampling: Sampling = SAMPLING,
-    max_steps: int = 12,
-) -> list[Solution]:  # fmt: skip
-    """n solutions per problem, in their order, also in the file at `path`; a killed run goes on where it stopped."""
-    key = fingerprint(["solutions", FORMAT, generator.fingerprint, sampling, n, max_steps, _named(problems)])
+    max_steps: int = 12, *, keep: bool = True,
+) -> Sequence[Solution]:  # fmt: skip
+    """n solutions per problem, in their order, also in the file at `path`; a killed run goes on where it stopped.
+
+    A request that fails is a solution without steps and finish_reason "error"; `resample` asks again for these alone.
+    keep=False returns `labeling_files.Records`, which stay in the file; only ids are held in memory.
+    """
 
     def make(done: set[str]) -> Iterator[Solution]:
-        return sample_solutions(problems, generator, n, sampling, max_steps=max_steps, done=done)
+        return sample_solutions(problems, Guarded(generator), n, sampling, max_steps=max_steps, done=done)
 
-    return _resumed(Path(path), Solution, key, [_name(p, i) for p in problems for i in range(n)], make)
+    key = _solutions_key(problems, generator, n, sampling, max_steps)
+    return resumed(Path(path), Solution, key, [_name(p, i) for p in problems for i in range(n)], make, keep)
+
+
+def resample(
+    path: str | Path, problems: Collection[Problem], generator: Generator, n: int = 4, sampling: Sampling = SAMPLING,
+    max_steps: int = 12, *, keep: bool = True,
+) -> Sequence[Solution]:  # fmt: skip
+    """As `solutions_to`, after those solutions are dropped from the file whose request or check had failed.
+
+    Once nothing fails any more, the file is that of a run in which nothing ever failed.
+    """
+    with RecordLog(path, Solution, _solutions_key(problems, generator, n, sampling, max_steps)) as log:
+        rewrite(log, [s.record_id for s in Records(path, Solution) if not is_failure(s.reason, s.finish_reason)])
+    return solutions_to(path, problems, generator, n, sampling, max_steps, keep=keep)
+
+
+def _solutions_key(problems: Iterable[Problem], generator: Generator, n: int, sampling: Sampling, most: int) -> str:
+    return fingerprint(["solutions", FORMAT, generator.fingerprint, sampling, n, most, named(problems)])
 
 
 def labels_to(
-    path: str | Path, solutions: Collection[Solution], problems: Collection[Problem], generator: Generator,
-    options: Options = OPTIONS, sampling: Sampling = SAMPLING, truth: Truth | None = world.truth,
-) -> list[StepLabels]:  # fmt: skip
-    """Labels of all solutions, in their order, also in the file at `path`; a killed run goes on where it stopped."""
+    path: str | Path, solutions: Sequence[Solution], problems: Collection[Problem], generator: Generator,
+    options: Options = OPTIONS, sampling: Sampling = SAMPLING, truth: Truth | None = world.truth, *, keep: bool = True,
+) -> Sequence[StepLabels]:  # fmt: skip
+    """Labels of all solutions, in their order, also in the file at `path`; a killed run goes on where it stopped.
+
+    A request that fails costs its own rollouts, which are unknown. Why rollouts are unknown is kept beside the labels
+    (`unknown_reasons`), and `relabel` asks again for those that failed. keep=False returns `labeling_files.Records`,
+    which stay in the file; `solutions` may be such a sequence, too. The records of a problem are written together.
+    """
+    return _written(path, solutions, problems, generator, options, sampling, truth, keep, retry=False)
+
+
+def relabel(
+    path: str | Path, solutions: Sequence[Solution], problems: Collection[Problem], generator: Generator,
+    options: Options = OPTIONS, sampling: Sampling = SAMPLING, truth: Truth | None = world.truth, *, keep: bool = True,
+) -> Sequence[StepLabels]:  # fmt: skip
+    """As `labels_to`, but what failed is asked again: those requests alone, with the keys and seeds that they had.
+
+    `solutions` may come from `resample`: labels of problems with a solution that had failed are made anew, where they
+    need it. Once nothing fails any more, the file is that of a run in which nothing ever failed. A kill on the way
+    leaves an unfinished file: run this again. ValueError if anything else changed.
+    """
+    return _written(path, solutions, problems, generator, options, sampling, truth, keep, retry=True)
+
+
+def _written(
+    path: str | Path, solutions: Sequence[Solution], problems: Collection[Problem], generator: Generator,
+    options: Options, sampling: Sampling, truth: Truth | None, keep: bool, retry: bool,
+) -> Sequence[StepLabels]:  # fmt: skip
     wanted = {s.problem_id for s in solutions}
-    named = _named(p for p in problems if p.problem_id in wanted)
-    marks = [[s.solution_id, s.problem_id, s.steps, s.verdict, s.finish_reason] for s in solutions]
-    key = fingerprint(["labels", FORMAT, generator.fingerprint, sampling, options, marks, named, truth is not None])
+    names = named(p for p in problems if p.problem_id in wanted)
 
-    def make(done: set[str]) -> Iterator[StepLabels]:
-        # a problem is done as a whole: which of its solutions bears a shared prefix's tokens must not depend on a kill
-        open_ones = {s.problem_id for s in solutions if s.solution_id not in done}
-        left = (s for s in solutions if s.problem_id in open_ones)
-        return (r for r in label(left, problems, generator, options, sampling, truth) if r.solution_id not in done)
+    def key(solutions: Iterable[Solution]) -> str:
+        marks = ([s.solution_id, s.problem_id, s.steps, s.verdict, s.finish_reason] for s in solutions)
+        before = ["labels", FORMAT, generator.fingerprint, sampling, options.shaping()]
+        return fingerprint_of_many(marks, before, [names, truth is not None])
 
-    return _resumed(Path(path), StepLabels, key, [s.solution_id for s in solutions], make)
+    def labeler(left: Iterator[Solution], outcomes: Generator) -> Iterator[StepLabels]:
+        return label(left, problems, outcomes, options, sampling, truth)
+
+    if retry:
+        drop_failed(Path(path), key, solutions)
+    keep_text = options.strategy == "adaptive"  # which reads what rollouts say, where the others count verdicts
+    return written(
+        Path(path), key(solutions), solutions, labeler, generator, keep=keep, keep_text=keep_text, retry=retry
+    )
 
 
-def _named(problems: Iterable[Problem]) -> str:
-    """A fingerprint of all that shapes a text or a verdict in the problems; where their images lie does not."""
-    return fingerprint([p.model_dump(exclude={"image", "source", "split"}) for p in problems])
+def unknown_reasons(path: str | Path) -> dict[str, int]:
+    """Why rollouts behind the labels at `path` are unknown: reason -> how many rollouts, the most frequent first.
 
-
-def _resumed(
-    path: Path, model: type[R], key: str, order: list[str], make: Callable[[set[str]], Iterator[R]]
-) -> list[R]:
-    """The records of `make`, in `order`. They are appended as they come, and put in order when all are there."""
-    with RecordLog(path, model, key) as log:
-        left = len(order) - len(log.done)
-        for record in progress(make(set(log.done)), total=left, desc=path.stem) if left else ():
-            log.append(record)
-        records = {r.record_id: r for r in log.records()}
-    missing = [name for name in order if name not in records]
-    if missing:
-        raise RuntimeError(f"{path}: {len(missing)} records are missing, the first is {missing[0]!r}; run this again")
-    ordered = [records[name] for name in order]
-    write_records(path, ordered)
-    return ordered
+    A rollout that several solutions share counts once. What a reason quotes is left out.
+    """
+    return reasons(Path(path))

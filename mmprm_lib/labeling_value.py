@@ -89,3 +89,14 @@ def _problems_of(bench: Benchmark) -> list[Problem]:
     """The problem of each solution."""
     known = {p.problem_id: p for p in bench.problems}
     return [known[s.problem_id] for s in bench.solutions]
+
+
+def purchases(bought: Mapping[tuple[str, int], LabelSet], budget: int) -> pd.DataFrame:
+    """What the budget bought, one row per (strategy, seed): n_problems, n_solutions, n_steps, n_tokens, share_spent."""
+    rows = []
+    for (strategy, seed), found in bought.items():
+        n_problems = len({r.problem_id for r in found.records})
+        n_steps = sum(len(r.steps) for r in found.records)
+        rows.append((strategy, seed, n_problems, len(found.records), n_steps, found.n_tokens, found.n_tokens / budget))
+    names = ["strategy", "seed", "n_problems", "n_solutions", "n_steps", "n_tokens", "share_spent"]
+    return pd.DataFrame(rows, columns=names)

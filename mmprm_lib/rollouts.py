@@ -22,12 +22,21 @@ T = TypeVar("T")
 AT_ONCE = 512  # jobs in flight
 
 
+@dataclass(frozen=True)
+class Judged(Completion):
+    """A completion whose verdict is known already; `text` may be gone."""
+
+    verdict: Verdict = Verdict("unknown", None)
+
+
 def judge(problem: Problem, prefix: Iterable[str], completion: Completion) -> Verdict:
     """The verdict on prefix and completion as one text.
 
     unknown, with a reason, where there is nothing to judge: a failed request, no answer, a checker that fails, or a
     text cut at max_new_tokens before its answer was surely complete. VisualPRM counts all of these as wrong.
     """
+    if isinstance(completion, Judged):
+        return completion.verdict
     if completion.finish_reason == "error":
         return Verdict("unknown", None, completion.error or "the request failed")
     if completion.finish_reason == "length":
@@ -112,12 +121,16 @@ def run_jobs(jobs: Iterable[Job[T]], generator: Generator, sampling: Sampling, a
     """The results of the jobs, as they finish; at most `at_once` are begun and not done.
 
     What one job asks runs side by side with what the others ask. Completions depend on the seed and the request's key
-    alone, so a result does not depend on the other jobs. ValueError on a key that is empty or in use.
+    alone, so a result does not depend on the other jobs. ValueError on a key that is empty or in use; RuntimeError if
+    the generator leaves a request without an answer.
     """
+    if at_once < 1:
+        raise ValueError(f"at_once is {at_once}: let at least 1 job run")
     jobs, pool = iter(jobs), _Pool()
 
     def fill() -> None:
-        while pool.n_jobs < at_once and (job := next(jobs, None)) is not None:
+        # what waits to be fetched counts, too: jobs that ask nothing may come without end
+        while pool.n_jobs + len(pool.results) < at_once and (job := next(jobs, None)) is not None:
             pool.begin(job)
 
     fill()
@@ -129,6 +142,8 @@ def run_jobs(jobs: Iterable[Job[T]], generator: Generator, sampling: Sampling, a
                 fill()
                 while pool.results:
                     yield pool.results.popleft()
+        elif not pool.results:
+            raise RuntimeError(f"the generator gave no answer to request {next(iter(pool.running))!r}; run this again")
         while pool.results:
             yield pool.results.popleft()
         fill()

@@ -6,17 +6,19 @@ on the way in and on the way out: nothing is converted silently (`"3"` is no int
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, KeysView
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from .fingerprints import fingerprint as fingerprint
+from .fingerprints import sha256_of as sha256_of
 
 Id = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -166,35 +168,6 @@ class Critique(Record):
     parse: Annotated[str, Field(pattern=r"^(ok|failed: .+)$")]
 
 
-def sha256_of(source: str | os.PathLike[str] | bytes) -> str:
-    """The sha256 of bytes, or of the file at a path, as 64 hex digits."""
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    with open(source, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint(obj: Any) -> str:
-    """16 hex digits that name a value: sha256 of its canonical JSON. 1 and 1.0 differ, the order of keys is free."""
-    text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    """A JSON value for what json does not know: records, data classes, sets, bytes, numbers of numpy."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, bytes):
-        return hashlib.sha256(value).hexdigest()
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"cannot name a {type(value).__name__} by its content; pass plain values, records or bytes")
-
-
 def _line(record: Record) -> bytes:
     """One line of a record file. Checked again, because a list inside a record can be changed past its checks."""
     type(record).model_validate(record.model_dump())
@@ -213,12 +186,14 @@ def _parse(path: Path, number: int, line: bytes, model: type[R]) -> R:
     return record
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    # bytes, because text mode would also break a line at a lone "\r"
-    with open(path, "rb") as file:
+def _parsed(path: Path, model: type[R]) -> Iterator[tuple[int, R]]:
+    """(where its line begins, the record), one at a time."""
+    start = 0
+    with open(path, "rb") as file:  # bytes, because text mode would also break a line at a lone "\r"
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, line
+                yield start, _parse(path, number, line, model)
+            start += len(line)
 
 
 def read_records(path: str | os.PathLike[str], model: type[R]) -> list[R]:
@@ -226,8 +201,7 @@ def read_records(path: str | os.PathLike[str], model: type[R]) -> list[R]:
 
     FileNotFoundError if there is no such file; ValueError with file:line at the first line that is no such record.
     """
-    path = Path(path)
-    return [_parse(path, number, line, model) for number, line in _lines(path)]
+    return [record for _, record in _parsed(Path(path), model)]
 
 
 def write_bytes(path: str | os.PathLike[str], data: Iterable[bytes]) -> None:
@@ -267,25 +241,31 @@ class RecordLog(Generic[R]):
 
     `key` is the fingerprint of everything that shapes the records; it is kept beside the file (`.key`), and a
     file of another key is refused, so that settings never mix. One writer at a time. A line is handed to the
-    operating system as it is appended (a killed process loses nothing) and forced to disk at the end.
+    operating system as it is appended (a killed process loses nothing) and forced to disk at the end. Of the records,
+    only the ids and where their lines begin are held in memory (`offsets`).
     """
 
     def __init__(self, path: str | os.PathLike[str], model: type[R], key: str) -> None:
         self.path, self.model, self.key = Path(path), model, key
-        self.done: set[str] = set()
+        self.offsets: dict[str, int] = {}
         self._file: Any = None
+
+    @property
+    def done(self) -> KeysView[str]:
+        """The ids of the records in the file."""
+        return self.offsets.keys()
 
     def __enter__(self) -> RecordLog[R]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed in __exit__
         try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RuntimeError(f"{self.path} is being written by another process; wait for it or stop it") from None
+            self._lock()
+            for name in (self.path.name, self.path.with_suffix(".key").name):
+                for left_over in self.path.parent.glob(f".{escape(name)}.????????.part"):
+                    left_over.unlink()  # of a process that was killed: nobody else writes here while we hold the lock
             self._check_key()
             self._cut_broken_end()
-            self.done = {record.record_id for record in self.records()}
+            self.offsets = {record.record_id: start for start, record in _parsed(self.path, self.model)}
         except BaseException:
             self.__exit__()
             raise
@@ -293,14 +273,22 @@ class RecordLog(Generic[R]):
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with file:
+                os.fsync(file.fileno())
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+                raise BlockingIOError  # another process has just put a new file in its place
+        except BlockingIOError:
+            raise RuntimeError(f"{self.path} is being written by another process; wait for it or stop it") from None
 
     def _check_key(self) -> None:
         key_path = self.path.with_suffix(".key")
         found = key_path.read_text().strip() if key_path.exists() else None
-        if found is None and self.path.stat().st_size == 0:
+        if found != self.key and self.path.stat().st_size == 0:
             write_bytes(key_path, [self.key.encode() + b"\n"])
         elif found != self.key:
             raise ValueError(
@@ -310,7 +298,12 @@ class RecordLog(Generic[R]):
 
     def _cut_broken_end(self) -> None:
         """Nothing; a last line without its newline, or that is no JSON, is what a crash left behind."""
-        data = self.path.read_bytes()
+        start, span, data = self.path.stat().st_size, 1 << 15, b""
+        while start and data.count(b"\n") < 2:  # the last whole line and what follows it; the file may be huge
+            start, span = max(0, start - span), 2 * span
+            with open(self.path, "rb") as file:
+                file.seek(start)
+                data = file.read()
         end = data.rfind(b"\n") + 1
         last = data.rfind(b"\n", 0, max(end - 1, 0)) + 1
         try:
@@ -318,23 +311,24 @@ class RecordLog(Generic[R]):
         except ValueError:
             end = last
         if end < len(data):
-            os.ftruncate(self._file.fileno(), end)
+            os.ftruncate(self._file.fileno(), start + end)
 
     def append(self, record: R) -> None:
         """Nothing; the record is in the file. ValueError if its id is there already or it is of another kind."""
         if self._file is None:
             raise RuntimeError(f"{self.path} is not open: use `with RecordLog(...) as log:`")
-        if type(record) is not self.model or record.record_id in self.done:
-            raise ValueError(
-                f"{self.path}: {type(record).__name__} {record.record_id!r} is of another kind or already there"
-            )
-        line, size = _line(record), os.fstat(self._file.fileno()).st_size
-        if self._file.write(line) != len(line):
+        name, size = record.record_id, os.fstat(self._file.fileno()).st_size
+        if type(record) is not self.model or name in self.offsets:
+            raise ValueError(f"{self.path}: {type(record).__name__} {name!r} is of another kind or already there")
+        line = _line(record)
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise OSError(f"{self.path}: the disk did not take {name!r} ({error}); free some space and rerun") from None
+        if written != len(line):
             os.ftruncate(self._file.fileno(), size)
-            raise OSError(
-                f"{self.path}: the disk took only a part of record {record.record_id!r}; free some space and rerun"
-            )
-        self.done.add(record.record_id)
+            raise OSError(f"{self.path}: the disk took only a part of record {name!r}; free some space and rerun")
+        self.offsets[name] = size
 
     def records(self) -> list[R]:
         """The records in the file so far, in the order of writing."""

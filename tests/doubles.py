@@ -7,7 +7,7 @@ from itertools import islice
 
 from mmprm_lib.decoding import uniforms
 from mmprm_lib.generation import Completion, Request, Sampling
-from mmprm_lib.schema import Problem, Solution
+from mmprm_lib.schema import Critique, CritiqueStep, Problem, Solution
 
 Script = Callable[[Request, int, Sampling], Completion]
 
@@ -63,3 +63,37 @@ def coin_policy(request: Request, sample: int, sampling: Sampling) -> Completion
     right = uniforms(sampling.seed, request.seed_key, sample, 1)[0] < 0.5
     answer = f"Answer: {request.problem.answer if right else 'none of 99'}"
     return say(answer if request.prefix else f"one\n\ntwo\n\n{answer}")
+
+
+class ToyCritic:
+    """A critic of solutions that read bars: a step "Bar A is 4" is wrong if `values` says that A is 7.
+
+    The first wrong step gets p_correct 0.2 and is corrected, unless its text is in `mute`; the steps before it get 0.9.
+    A solution in `unreadable`, or without steps, gets a critique that could not be read.
+    """
+
+    name = fingerprint = "toy-critic"
+
+    def __init__(self, values: dict[str, int], mute: tuple[str, ...] = (), unreadable: tuple[str, ...] = ()) -> None:
+        self.values, self.mute, self.unreadable = values, mute, unreadable
+
+    def critique(
+        self, problems: Iterable[Problem], solutions: Iterable[Solution], **options: object
+    ) -> Iterator[Critique]:
+        """The critiques, the last solution's first."""
+        yield from (self._one(s) for s in reversed(list(solutions)))
+
+    def _one(self, solution: Solution) -> Critique:
+        name, judged = solution.solution_id, []
+        if name in self.unreadable or not solution.steps:
+            return Critique(solution_id=name, steps=[], first_error=None, corrected_step=None, parse="failed: no step")
+        for step in solution.steps:
+            bar = step[4] if step.startswith("Bar ") else ""
+            wrong = bar in self.values and step != f"Bar {bar} is {self.values[bar]}"
+            fields = dict(intent="Read", image="-", logic="-", verdict="incorrect" if wrong else "correct")
+            judged.append(CritiqueStep(**fields, p_correct=0.2 if wrong else 0.9))
+            if wrong:
+                right = None if step in self.mute else f"Bar {bar} is {self.values[bar]}"
+                found = dict(steps=judged, first_error=len(judged), corrected_step=right, parse="ok")
+                return Critique(solution_id=name, **found)
+        return Critique(solution_id=name, steps=judged, first_error=0, corrected_step=None, parse="ok")

@@ -7,7 +7,11 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mmprm_lib import adaptive
+from mmprm_lib.fingerprints import fingerprint, fingerprint_of_many
 from mmprm_lib.generation import Sampling
 from mmprm_lib.labeling import (
     Options,
@@ -19,7 +23,9 @@ from mmprm_lib.labeling import (
     mc_score,
     sample_solutions,
     solutions_to,
+    unknown_reasons,
 )
+from mmprm_lib.labeling_files import Records, resumed
 from mmprm_lib.schema import Solution, StepLabels, read_records
 from tests.doubles import ToyGenerator, coin_policy, problem, say, solution
 
@@ -296,3 +302,85 @@ def test_solutions_have_a_key_too(tmp_path):
     assert len(read_records(tmp_path / "s.jsonl", Solution)) == 2
     with pytest.raises(ValueError, match="holds records made under key"):
         solutions_to(tmp_path / "s.jsonl", [problem()], generator, 2, max_steps=3)
+
+
+# -- strategies, order, files that are read as they are needed
+
+
+def test_the_strategy_decides_who_labels_and_reads_its_own_options(tmp_path):
+    asked = []
+
+    class Watched(ToyGenerator):
+        def sample(self, requests, n, sampling):
+            asked.append(n)
+            return super().sample(requests, n, sampling)
+
+    for chunk in (1, 3):  # "adaptive" asks for `chunk` rollouts first; "exhaustive" for n_rollouts
+        options = Options("adaptive", n_rollouts=7, adaptive=adaptive.Options(chunk=chunk, own_verdict=False))
+        [record] = labels_to(tmp_path / f"{chunk}.jsonl", [solution()], [problem()], Watched(coin_policy), options)
+        assert record.strategy == "adaptive" and asked[0] == chunk
+        assert record == next(adaptive.label([solution()], [problem()], ToyGenerator(coin_policy), options.adaptive))
+        asked.clear()
+    next(label([solution()], [problem()], Watched(coin_policy), Options(n_rollouts=7)))
+    assert asked == [7]
+
+
+def test_solutions_that_do_not_stand_side_by_side_are_labelled_as_if_they_did(tmp_path):
+    problems = [problem(f"p{i}") for i in range(4)]
+    apart = [solution(f"p{i}/s{j}") for j in range(3) for i in range(4)]
+    beside = sorted(apart, key=lambda s: s.solution_id)
+    found = labels_to(tmp_path / "apart.jsonl", apart, problems, ToyGenerator(coin_policy))
+    wanted = labels_to(tmp_path / "beside.jsonl", beside, problems, ToyGenerator(coin_policy))
+    assert [r.solution_id for r in found] == [s.solution_id for s in apart]
+    assert sorted(found, key=lambda r: r.solution_id) == wanted
+
+
+def test_records_that_stay_in_their_file_are_a_sequence_like_a_list(tmp_path):
+    problems, generator = [problem(f"p{i}") for i in range(5)], ToyGenerator(coin_policy)
+    held = solutions_to(tmp_path / "a.jsonl", problems, generator, 2)
+    lazy = solutions_to(tmp_path / "b.jsonl", problems, generator, 2, keep=False)
+    assert isinstance(held, list) and isinstance(lazy, Records)
+    assert list(lazy) == held and len(lazy) == 10 and lazy[3] == held[3] and lazy[-1] == held[-1]
+    assert list(lazy[2:7:2]) == held[2:7:2] and list(lazy) == list(lazy) and held[4] in lazy
+    with pytest.raises(IndexError):
+        lazy[10]
+    options = Options(n_rollouts=2)
+    from_list = labels_to(tmp_path / "c.jsonl", held, problems, generator, options)
+    from_file = labels_to(tmp_path / "d.jsonl", lazy, problems, generator, options, keep=False)
+    assert list(from_file) == from_list and list(Records(tmp_path / "d.jsonl", StepLabels)) == from_list
+    assert (tmp_path / "c.jsonl").read_bytes() == (tmp_path / "d.jsonl").read_bytes()
+    assert (tmp_path / "c.key").read_bytes() == (tmp_path / "d.key").read_bytes()
+
+
+def test_two_solutions_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="two records would have the id 'p0/s0'"):
+        labels_to(tmp_path / "l.jsonl", [solution(), solution()], [problem()], ToyGenerator(coin_policy))
+
+
+def test_a_maker_that_leaves_out_a_record_is_found_out(tmp_path):
+    def make(done):
+        yield solution("p0/s0")
+
+    with pytest.raises(RuntimeError, match="1 records are missing, the first is 'p0/s1'"):
+        resumed(tmp_path / "s.jsonl", Solution, "key", ["p0/s0", "p0/s1"], make)
+
+
+def test_reasons_of_unknown_rollouts_are_counted_once_each(tmp_path):
+    # two solutions share the prefixes (one) and (one two): 2 requests of 4 rollouts, of which one in each is mute
+    solutions = [solution("p0/s0"), solution("p0/s1")]
+    generator = ToyGenerator(lambda request, i, sampling: (RIGHT, WRONG, say("so it goes on and on"), RIGHT)[i])
+    path = tmp_path / "labels.jsonl"
+    labels_to(path, solutions, [problem()], generator, Options(n_rollouts=4))
+    assert unknown_reasons(path) == {"no final answer in the response": 2}
+    labels_to(path, solutions, [problem()], generator, Options(n_rollouts=4))
+    assert unknown_reasons(path) == {"no final answer in the response": 2}
+
+
+plain = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
+json_values = st.recursive(plain, st.lists, max_leaves=5)
+
+
+@given(st.lists(json_values, max_size=4), st.lists(json_values, max_size=2), st.lists(json_values, max_size=2))
+def test_a_fingerprint_of_many_is_that_of_the_list(items, before, after):
+    whole = [*before, items, *after] if before or after else items
+    assert fingerprint_of_many(iter(items), before, after) == fingerprint(whole)

@@ -12,17 +12,18 @@ from tests.conftest import REPOSITORY
 
 MODULES = sorted((REPOSITORY / "mmprm_lib").rglob("*.py"))
 FLOORS = [
-    {"schema", "parameters", "provenance", "run", "runner", "cleaning", "stats", "sequential"},
+    {"schema", "fingerprints", "parameters", "provenance", "run", "runner", "cleaning", "stats", "sequential"},
     {"world", "answers", "mathcheck", "quantities", "steps"},
     {"data", "fields", "images", "splits", "models", "curriculum", "pretrain"},
-    {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "fingerprints", "outcomes", "guards"},
-    {"adaptive", "omegaprm", "trees", "labeling", "labeling_files", "label_quality"}
+    {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "outcomes"}
+    | {"guards", "labeling_files"},
+    {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
     | {"interchange", "interchange_text", "label_selection", "policy", "prm", "packing"}
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
     | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
-    {"selection", "refinement", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
+    {"selection", "refinement", "pools", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
     | {"labeling_value"},
-    {"plots", "plots_prm", "plots_evaluation", "plots_cost", "drawing"},
+    {"plots", "plots_prm", "plots_evaluation", "plots_cost", "plots_critique", "drawing"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
