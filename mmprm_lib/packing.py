@@ -1,8 +1,8 @@
 """Solutions of one problem in one training row: image, question and every beginning that they share are computed once.
 
 The pieces of a problem's solutions form a tree. Its tokens stand in one row, parent before child; a mask lets each
-token see the prompt and its own ancestors only, and its position counts from the root along its own branch. So each
-has the value it has when its solution stands alone, and the loss, a sum over decisions, is the same.
+token see the prompt and its own ancestors only, and its position counts from the root along its own branch. So
+every decision has the value it has when its solution stands alone, and so has the loss, a sum over decisions.
 """
 
 from __future__ import annotations
