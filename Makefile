@@ -11,7 +11,7 @@ STAMP := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | c
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test slow lab bench base clean
+.PHONY: help setup run test slow lab bench base ablations clean
 
 help:
 	@echo "make run    the notebooks of PROFILE ($(PROFILE)) -> results/; what is up to date is skipped"
@@ -19,6 +19,7 @@ help:
 	@echo "make slow   the slow tests"
 	@echo "make lab    JupyterLab in the project's environment"
 	@echo "make bench  throughput against raw baselines -> results/bench/"
+	@echo "make ablations  the studies at full size, into results/ablations; reads what make run made"
 	@echo "make base   trains the embedded base model again from scratch"
 	@echo "make clean  removes caches and build folders; results and .venv stay"
 
@@ -51,11 +52,16 @@ lab: $(STAMP)
 	@$(VENV)/bin/jupyter lab notebooks
 
 bench: $(STAMP)
-	@echo "make bench: about 3 minutes on 2 cores; leave the machine alone meanwhile"
+	@echo "make bench: about 10 minutes on 2 cores; leave the machine alone meanwhile"
 	@$(PY) benchmarks/bench_generation.py --model $(POLICY) --out results/bench/bench.json
+	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out results/bench/bench.json
+
+ablations: $(STAMP)
+	@echo "make ablations: over an hour on 2 cores (under 6 GB); a killed run goes on where it stopped"
+	@$(PY) -m mmprm_lib.runner --profile ablations $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force)
 
 base: $(STAMP)
-	@echo "make base: one to two hours on 2 cores, minutes on a GPU; replaces mmprm_lib/assets/base"
+	@echo "make base: about an hour on 2 cores, minutes on a GPU; replaces mmprm_lib/assets/base"
 	@$(PY) -m mmprm_lib.pretrain
 
 clean:
