@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from . import benchmark, evaluation, models, prm, stats
+from . import benchmark, evaluation, label_selection, models, prm, stats
 from .benchmark import Benchmark
 from .labeling_cost import LabelSet, Rolled
 from .schema import Problem, Solution, StepLabels
+from .teachers import world_teacher
 
 BLOCK = 100  # problems labelled at a time, until the budget is spent
 
@@ -57,6 +59,38 @@ def bought(
             break
     spent = sum(r.n_generated_tokens for r in paid)
     return LabelSet(paid, spent + sum(extra.get(name, 0) for name in {r.problem_id for r in paid}))
+
+
+QUARTER = 0.25  # of the solutions, where a selection keeps a part: the share at which BIS is reported to suffice
+NOISE = 0.2  # of the judge whose agreement is asked for: the world's truth with so many mistaken critiques
+
+
+def chosen(
+    labels: LabelSet, how: str, solutions: Sequence[Solution], problems: Sequence[Problem], seed: int
+) -> LabelSet:
+    """The labels that a selection keeps; n_tokens stays what all of them cost.
+
+    how: "all"; "informative" (the quarter with the highest balanced information, arXiv 2602.04145, in each source);
+    "random" (a quarter, its control); "up-sampled" (solutions with a negative step repeated until negatives are half of
+    all steps); "agreed" (those where a judge, the world's truth with noise, finds the same first error).
+    """
+    records = labels.records
+    if how == "informative":
+        source = {p.problem_id: p.source for p in problems}
+        scores = label_selection.balanced_information(records)
+        records = label_selection.select_top(records, scores, QUARTER, [source[r.problem_id] for r in records])
+    elif how == "random":
+        records = random.Random(f"{seed}/quarter").sample(records, max(1, round(QUARTER * len(records))))
+    elif how == "up-sampled":
+        records = label_selection.upsample_negatives(records, 0.5, seed)
+    elif how == "agreed":
+        names = {r.solution_id for r in records}
+        judged = world_teacher([s for s in solutions if s.solution_id in names], problems, seed, NOISE)
+        judgements = label_selection.judgements_of(j.critique for j in judged)
+        records = label_selection.agrees_with_judge(records, judgements).kept
+    elif how != "all":
+        raise ValueError(f"selection {how!r} is unknown: choose all, informative, random, up-sampled or agreed")
+    return labels._replace(records=records)
 
 
 def trained_on(

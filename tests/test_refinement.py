@@ -576,13 +576,13 @@ def test_rates_of_pairs_by_mode_and_by_trait():
         "wrong_to_right": [1, 0, np.nan, 1], "right_to_wrong": [np.nan, np.nan, 0, np.nan],
         "correction_right": [1, 0, np.nan, 1],
     })  # fmt: skip
-    flips = pools.flip_table({"correction": pairs, "fresh": pairs[:2]}).set_index(["mode", "flip"])
+    flips = refined_pairs.flip_table({"correction": pairs, "fresh": pairs[:2]}).set_index(["mode", "flip"])
     assert flips.loc[("correction", "wrong_to_right"), ["value", "n"]].tolist() == [2 / 3, 3]
     assert flips.loc[("correction", "right_to_wrong"), ["value", "n"]].tolist() == [0, 1]
     assert flips.loc[("fresh", "right_to_wrong"), "n"] == 0
-    table = pools.success_table(pairs, traits=("family",))[["trait", "group", "value", "n"]]
+    table = refined_pairs.success_table(pairs, traits=("family",))[["trait", "group", "value", "n"]]
     assert table.values.tolist() == [["family", "bars", 0.5, 2], ["family", "dice", 1, 1]]
-    assert pools.success_table(pairs, "wrong_to_right", ("family",))["n"].tolist() == [2, 1]
+    assert refined_pairs.success_table(pairs, "wrong_to_right", ("family",))["n"].tolist() == [2, 1]
 
 
 def test_a_leak_is_an_answer_stated_or_held_as_a_word():
@@ -614,7 +614,8 @@ def test_pools_under_several_kinds_of_score_by_hand():
     initial = made(BAD, GOOD)
     groups, _ = pooled(initial)
     names = [s.solution_id for s in groups[0].candidates]  # wrong, its correction, right, a fresh one (wrong)
-    by_score = {"good": dict(zip(names, (0.1, 0.9, 0.5, 0.2), strict=True)), "bad": dict(zip(names, (0.9, 0.1, 0.5, 0.2), strict=True))}
+    values = {"good": (0.1, 0.9, 0.5, 0.2), "bad": (0.9, 0.1, 0.5, 0.2)}
+    by_score = {how: dict(zip(names, each, strict=True)) for how, each in values.items()}
     table = pools.score_table({"correction": groups}, by_score, ns=[2, 4])
     assert table.columns.tolist() == ["mode", "score", "N", "value", "n", "low", "high"]
     assert table["score"].tolist() == ["good", "good", "bad", "bad"] and table["N"].tolist() == [2, 4, 2, 4]
