@@ -21,7 +21,7 @@ from .label_quality import label_frame
 from .labeling_files import resumed
 from .rollouts import Ask, Job, judge, mc_score, run_jobs
 from .schema import Count, Id, Problem, Record, Solution, StepLabels, fingerprint
-from .trees import labels_of
+from .trees import labels_of, paths
 
 FORMAT = 1  # of the reference file
 TRUTHS = {"step truth": "step_right", "prefix truth": "prefix_right", "reference": "reference_right"}
@@ -65,7 +65,9 @@ class Rolled:
         path, sampling = self.folder / f"{strategy}_{name}.jsonl", replace(self.sampling, seed=seed)
         if strategy == "omegaprm":
             trees = omegaprm.trees_to(path, problems, self.generator, omegaprm.Options(**settings), sampling)
-            found = [labels_of(tree, problem) for tree, problem in zip(trees, problems, strict=True)]
+            # MM-PRM leaves out rows of at most 10 words; short solutions would nearly all be lost
+            pairs = zip(trees, problems, strict=True)
+            found = [labels_of(tree, problem, paths(tree, min_words=0)) for tree, problem in pairs]
             return LabelSet([r for part in found for r in part], sum(tree.n_generated_tokens or 0 for tree in trees))
         if strategy == "adaptive":
             options = labeling.Options("adaptive", adaptive=adaptive.Options(**_tuples(settings)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from .drawing import COLOURS, MARKERS, add_caption, new_figure
 
@@ -27,7 +28,9 @@ def quality_against_tokens(frame: pd.DataFrame, *, caption: str = "") -> Figure:
         part = frame[(frame["against"] == against) & (frame["metric"] == metric)]
         for index, (strategy, points) in enumerate(part.groupby("strategy", sort=False)):
             _points(axis, points.sort_values("n_tokens"), str(strategy), index)
-        axis.set(xscale="log", xlabel="generated tokens per step", title=PANELS[against, metric])
+        axis.set(xlabel="generated tokens per step", title=PANELS[against, metric])
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.grid(axis="y", lw=0.5)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
     return add_caption(figure, caption)

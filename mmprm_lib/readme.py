@@ -20,6 +20,8 @@ from mmprm_lib.schema import write_bytes
 REFERENCE = "results/tiny"  # the reference run
 MARKER = re.compile(r"<!-- (begin|end): ([a-z_]+) -->")
 BEST_OF_N, BENCHMARK, LABELING = "06_best_of_n", "05_visualprocessbench", "03_mc_labeling"
+COST = "12_labeling_cost"
+ABLATIONS = {COST}  # read from results/ablations, where they ran at full size
 # what a row of the result says, the key of metrics.json, and what its n counts; {n} and {aggregator} are parameters
 ROWS = {
     BEST_OF_N: [
@@ -39,6 +41,10 @@ ROWS = {
         ("macro F1 of guessing by the labels' shares alone", "baseline_prior_macro_f1", "steps"),
     ],
     LABELING: [("macro F1 of Monte Carlo labels against the truth", "label_macro_f1_vs_truth", "steps")],
+    COST: [
+        ("tokens of adaptive hard labels over those of 16 rollouts", "adaptive_token_share", "problems"),
+        ("their macro F1 minus that of 16 rollouts, paired", "adaptive_minus_exhaustive_f1__step_truth", "steps"),
+    ],
 }
 
 
@@ -62,16 +68,17 @@ def result(reference: Path) -> str:
     """
     lines, missing = [], []
     for stage, rows in ROWS.items():
-        manifest = read_manifest(reference / stage)
+        folder = (reference.parent / "ablations" if stage in ABLATIONS else reference) / stage
+        manifest = read_manifest(folder)
         if manifest is None:
             missing.append(stage)
             continue
-        metrics = read_json(reference / stage / "metrics.json")
+        metrics = read_json(folder / "metrics.json")
         names = {"n": manifest["params"].get("headline_n"), "aggregator": manifest["params"].get("aggregator")}
         for text, key, unit in rows:
             key = key.format(**names)
             if key not in metrics:
-                raise ValueError(f"{reference / stage}/metrics.json has no {key!r}: run the notebook again")
+                raise ValueError(f"{folder}/metrics.json has no {key!r}: run the notebook again")
             signed = "_minus_" in key
             lines.append([stage[:2], text.format(**names), *estimate(metrics[key], signed), unit])
     shown = [(place, text, value, interval, f"{n} {unit}") for place, text, value, interval, n, unit in lines]
