@@ -6,6 +6,7 @@ critique. Learning rate, epochs and batch are not published.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from . import policy
 from .choices import ChoiceRule
 from .critique import FORMATS, VERDICT_CUE, VERDICTS, Format, TeacherCritique, instruction, render
 from .generation import TransformersGenerator
-from .schema import Problem, fingerprint
+from .schema import Problem, fingerprint, write_bytes
 from .steps import policy_prompt
 
+FORM_FILE = "critic.json"  # beside the weights: what this critic writes
 FORMAT = 1  # of the training texts: a change of what they hold changes the key of every critic
 
 
@@ -52,7 +54,17 @@ def train(
     if (again := policy.taken(output_dir, key, model, trust_remote_code)) is not None:
         return again
     weigh = None if verdict_weight == 1 else verdict_weights(processor.tokenizer, verdict_weight)
-    return policy.kept(output_dir, key, policy.tune(model, processor, texts, output_dir, weigh=weigh, **options))
+    tuned = policy.tune(model, processor, texts, output_dir, weigh=weigh, **options)
+    write_bytes(Path(output_dir) / FORM_FILE, [json.dumps({"format": FORMAT, "fields": form.fields}).encode(), b"\n"])
+    return policy.kept(output_dir, key, tuned)
+
+
+def form_of(folder: str | Path) -> Format:
+    """What the critic in a folder was trained to write before a verdict. FileNotFoundError if it holds no critic."""
+    path = Path(folder) / FORM_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {folder} holds no critic; run notebooks/07_generative_prm.ipynb")
+    return Format(tuple(json.loads(path.read_text(encoding="utf-8"))["fields"]))
 
 
 def verdict_weights(tokenizer: Any, weight: float) -> policy.Weigh:

@@ -288,6 +288,20 @@ def validate_corrections(
     that come to the same prefix share their rollouts. A correction that states the final answer is judged as it is.
     Dropped are "correction fails", and "correction unknown" where no rollout could be judged.
     """
+    kept, dropped = [], Counter[str]()
+    for record, why in tried_corrections(critiques, problems, generator, n, sampling):
+        if why:
+            dropped[why] += 1
+        else:
+            kept.append(record)
+    return kept, dropped
+
+
+def tried_corrections(
+    critiques: Iterable[TeacherCritique], problems: Iterable[Problem], generator: Generator, n: int = 4,
+    sampling: Sampling = SAMPLING,
+) -> list[tuple[TeacherCritique, str]]:  # fmt: skip
+    """Every critique, in their order, with why `validate_corrections` drops it, "" if it does not."""
     by_id, critiques = {p.problem_id: p for p in problems}, list(critiques)
     requests, verdicts = {}, {}
     for record in critiques:
@@ -301,15 +315,13 @@ def validate_corrections(
             raise KeyError(f"{record.solution_id!r} names problem {record.problem_id!r}, which is not given")
     for request, completions in generator.sample(requests.values(), n, sampling) if requests else ():
         verdicts[request.key] = {judge(request.problem, request.prefix, c).label for c in completions}
-    kept, dropped = [], Counter[str]()
+    tried = []
     for record in critiques:
         wrong = record.critique.first_error
         labels = verdicts[_from_correction(record, by_id[record.problem_id]).key] if wrong else {"correct"}
-        if "correct" in labels:
-            kept.append(record)
-        else:
-            dropped["correction fails" if "wrong" in labels else "correction unknown"] += 1
-    return kept, dropped
+        why = "correction fails" if "wrong" in labels else "correction unknown"
+        tried.append((record, "" if "correct" in labels else why))
+    return tried
 
 
 def _from_correction(record: TeacherCritique, problem: Problem) -> Request:
