@@ -57,7 +57,7 @@ bench: $(STAMP)
 	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out results/bench/bench.json
 
 ablations: $(STAMP)
-	@echo "make ablations: over an hour on 2 cores (under 6 GB); a killed run goes on where it stopped"
+	@echo "make ablations: about half an hour on 2 cores (under 6 GB); a killed run goes on where it stopped"
 	@$(PY) -m mmprm_lib.runner --profile ablations $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force)
 
 base: $(STAMP)

@@ -257,8 +257,8 @@ def run(profile: str, only: list[str] | None = None, run_name: str | None = None
     _announce(profile, stages, reasons, left_out)
     with _kernel_of_this_python():
         for stage in stages:
-            # asked again: what ran before may have changed its inputs
-            reason = reasons[stage.name] or why_run(stage)
+            # asked again: what ran before may have changed its inputs, or made a lost one again as it was
+            reason = "--force" if force else why_run(stage)
             if not reason:
                 print(f"  {stage.name}: up to date", flush=True)
                 continue
