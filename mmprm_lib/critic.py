@@ -1,9 +1,9 @@
 """The generative PRM as a judge: what it writes of many solutions side by side, and how sure it was of each verdict.
 
 Source: GM-PRM (arXiv:2508.04088): the score of a step is the probability of "Correct". How the critique is decoded and
-how the probability is normalised is not published. Ours: the text is free, the verdict is one forced token (GenPRM,
-ThinkPRM), p_correct = p("Correct") / (p("Correct") + p("Incorrect")), and the correction follows where the verdict is
-Incorrect. All three are one stream of tokens per solution.
+how the probability is normalised is not published. Ours, for one step after the other: the step is put there, the words
+about it are free, the verdict is one forced token (GenPRM, ThinkPRM), p_correct = p("Correct") / (p("Correct") +
+p("Incorrect")), and the correction follows where the verdict is Incorrect. All solutions go side by side, a step a wave.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 from . import critique as critiques
 from .critic_training import train, training_texts
-from .critique import CUES, FORMATS, VERDICT_CUE, VERDICTS, Format, instruction
+from .critique import BLOCK_SEPARATOR, CORRECTION_CUE, CUES, FORMATS, INSTRUCTION, VERDICT_CUE, VERDICTS, Format
 from .generation import ChoiceSampling, Completion, Request, TransformersGenerator
 from .labeling import _named, _resumed
 from .schema import Critique, Problem, Solution, fingerprint
 
 __all__ = ["Critic", "Options", "critiques_to", "step_scores", "train", "training_texts", "vote"]
 
-FORMAT = 1  # of the critiques: a change of what they hold changes the keys of their files
+FORMAT = 2  # of the critiques: a change of what they hold changes the keys of their files
 NOT_WRITTEN = "-"  # stands in a field that was cut before it began
 COUNTS = ("n_critiques", "n_reused", "n_verdicts", "n_low_coverage", "n_forced", "n_unreadable", "n_tokens")
 LOW_COVERAGE = 0.5  # both verdicts together: under it, the model wanted to write something else
@@ -35,8 +35,8 @@ class Options:
     """How solutions are judged.
 
     `n_votes` critiques are drawn per solution at `temperature` and `top_p` (1 at temperature 0) and put together by
-    `vote`. A step of which `step_tokens` were written without a verdict gets its verdict forced there, and a text of
-    `max_new_tokens` likewise. `judge_all`: no verdict ends the critique; "Correct" is written after every step, so
+    `vote`. A step of which `step_tokens` were written without a verdict gets its verdict forced there; once a critique
+    has `max_new_tokens`, its verdicts are forced without any words. `judge_all`: no verdict ends the critique; "Correct" is written after every step, so
     that every step is judged as if those before it were right, and nothing is corrected.
     """
 
@@ -58,19 +58,26 @@ class Options:
     def sampling(self) -> ChoiceSampling:
         """How the tokens of a critique are drawn."""
         return ChoiceSampling(
-            self.temperature, self.top_p, max_new_tokens=self.max_new_tokens, seed=self.seed, cue=VERDICT_CUE,
-            choices=VERDICTS, take=0 if self.judge_all else -1, patience=self.step_tokens,
+            self.temperature, self.top_p, max_new_tokens=self.step_tokens, seed=self.seed, cue=VERDICT_CUE,
+            choices=VERDICTS, take=0 if self.judge_all else -1, stop=(BLOCK_SEPARATOR,),
         )  # fmt: skip
 
 
 @dataclass
 class _Chain:
-    """One critique on its way: its text so far, and what the model thought of each verdict."""
+    """One critique on its way: its text so far, and what the model thought of each verdict.
+
+    begun: where in the text the words about the present step begin; correcting: the correction is being written.
+    """
 
     text: str
+    begun: int
     probs: list[tuple[float, ...]] = field(default_factory=list)
     error: str = ""
     cut: bool = False
+    correcting: bool = False
+    n_tokens: int = 0
+    n_asked: int = 1
 
 
 @dataclass
@@ -104,7 +111,7 @@ class Critic:
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the weights, the processor and the form."""
-        return fingerprint([FORMAT, self.generator.fingerprint, asdict(self.form), instruction(["a", "b"])])
+        return fingerprint([FORMAT, self.generator.fingerprint, asdict(self.form), critiques.opening(1, self.form, "a")])
 
     def critique(
         self, problems: Iterable[Problem], solutions: Iterable[Solution], **options: Any
@@ -125,7 +132,7 @@ class Critic:
                 key, _, chain = request.key.partition("/")
                 work = works[key]
                 for i, completion in enumerate(completions):
-                    later += self._advance(work, int(chain.partition("/")[0]) if chain else i, completion)
+                    later += self._advance(work, int(chain.partition("/")[0]) if chain else i, completion, chosen)
                 if not work.n_open:
                     ready += self._finish(works.pop(work.key), chosen)
                 yield from ready
@@ -157,27 +164,52 @@ class Critic:
                     ready.append(_of(self._known[key], solution.solution_id))
             else:
                 self.counts["n_critiques"] += options.n_votes
-                begin = critiques.opening(1, self.form)
-                chains = [_Chain(begin) for _ in range(options.n_votes)]
+                begin = critiques.opening(1, self.form, steps[0])
+                begun = len(critiques.header(1, steps[0]))
+                chains = [_Chain(begin, begun) for _ in range(options.n_votes)]
                 works[key] = _Work(key, problem, steps, [solution.solution_id], chains, options.n_votes)
-                yield Request(problem, (), key, instruction(steps), begin)
+                yield Request(problem, (), key, INSTRUCTION, begin)
 
-    def _advance(self, work: _Work, number: int, completion: Completion) -> list[Request]:
-        """The request that goes on with a chain at a forced verdict, if it was cut before one; else nothing."""
-        chain = work.chains[number]
+    def _advance(self, work: _Work, number: int, completion: Completion, options: Options) -> list[Request]:
+        """The request that goes on with a chain: the verdict that is due, the next step, the correction; or nothing."""
+        chain, n_read = work.chains[number], len(work.chains[number].probs)
         self.counts["n_tokens"] += completion.n_tokens
+        chain.n_tokens += completion.n_tokens
+        due = not chain.correcting and not completion.choice_probs
+        hopeless = due and chain.text.endswith(VERDICT_CUE)
         chain.text += completion.text
         chain.probs += completion.choice_probs
         chain.error, chain.cut = completion.error, completion.finish_reason == "length"
-        due = len(chain.probs) < len(work.steps) and not _stands(chain.text)
-        if chain.error or not chain.cut or not due:
+        if chain.error or hopeless or chain.correcting:
+            more = ""
+        elif due:
+            self.counts["n_forced"] += 1
+            more = _up_to_the_verdict(chain.text, chain.begun, self.form)
+        else:
+            more = self._next(work, chain, n_read + 1, options)
+        if not more:
             work.n_open -= 1
             return []
+        chain.text, chain.n_asked = more, chain.n_asked + 1
+        # named by how often was asked, so that neither the batch nor the wave matters
+        return [Request(work.problem, (), f"{work.key}/{number}/{chain.n_asked}", INSTRUCTION, more)]
+
+    def _next(self, work: _Work, chain: _Chain, k: int, options: Options) -> str:
+        """The text of a chain up to where it goes on after the verdict on step k; "" if nothing is left to say."""
+        said = chain.text.rpartition(VERDICT_CUE)[2].rstrip()
+        if said == VERDICTS[1]:
+            chain.correcting = True
+            return chain.text.rstrip() + BLOCK_SEPARATOR + CORRECTION_CUE
+        if said != VERDICTS[0] or k == len(work.steps):
+            chain.cut = False
+            return ""
+        text, step = chain.text.rstrip() + BLOCK_SEPARATOR, work.steps[k]
+        chain.begun = len(text + critiques.header(k + 1, step))
+        text += critiques.opening(k + 1, self.form, step)
+        if chain.n_tokens < options.max_new_tokens:
+            return text
         self.counts["n_forced"] += 1
-        chain.text = _up_to_the_verdict(chain.text, self.form)
-        # named by what was read so far, so that neither the batch nor the wave matters
-        name = f"{work.key}/{number}/{len(chain.probs)}"
-        return [Request(work.problem, (), name, instruction(work.steps), chain.text)]
+        return _up_to_the_verdict(text, chain.begun, self.form)
 
     def _finish(self, work: _Work, options: Options) -> list[Critique]:
         """The critique, once for each of the solutions."""
@@ -200,24 +232,21 @@ def _unreadable(solution_id: str, why: str) -> Critique:
     return Critique(solution_id=solution_id, steps=[], first_error=None, corrected_step=None, parse=f"failed: {why}")
 
 
-def _stands(text: str) -> bool:
-    """Whether the last verdict is Incorrect: no other is due."""
-    _, cue, after = text.rpartition(VERDICT_CUE)
-    return bool(cue and after) and (after.startswith(VERDICTS[1]) or VERDICTS[1].startswith(after))
+def _up_to_the_verdict(text: str, begun: int, form: Format) -> str:
+    """A text that was cut, up to and with the next verdict's cue; fields it did not reach hold NOT_WRITTEN.
 
-
-def _up_to_the_verdict(text: str, form: Format) -> str:
-    """A text that was cut, up to and with the next verdict's cue; fields it did not reach hold NOT_WRITTEN."""
-    if text.endswith(VERDICT_CUE):
-        return text
-    block = text.rpartition(VERDICT_CUE)[2]
-    lines = [text.rstrip("\n")]
+    begun: where the words about the present step begin.
+    """
+    head, block = text[:begun], text[begun:].rstrip("\n")
+    if block.endswith(VERDICT_CUE):
+        return head + block
+    lines = [block]
     for name in form.fields:
         if f"\n{CUES[name]}" not in block:
             lines.append(f"{CUES[name]} {NOT_WRITTEN}")
         elif block.rstrip().endswith(f"\n{CUES[name]}"):
-            lines[0] = f"{text.rstrip()} {NOT_WRITTEN}"
-    return "\n".join([*lines, VERDICT_CUE])
+            lines[0] = f"{block.rstrip()} {NOT_WRITTEN}"
+    return head + "\n".join([*lines, VERDICT_CUE])
 
 
 def _read(chain: _Chain, n_steps: int, form: Format, judge_all: bool) -> Critique:

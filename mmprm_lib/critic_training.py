@@ -7,19 +7,42 @@ critique. Learning rate, epochs and batch are not published.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import policy
 from .choices import ChoiceRule
-from .critique import FORMATS, VERDICT_CUE, VERDICTS, Format, TeacherCritique, instruction, render
+from .critique import (
+    BLOCK_SEPARATOR,
+    CORRECTION_CUE,
+    CUES,
+    FORMATS,
+    INSTRUCTION,
+    VERDICT_CUE,
+    VERDICTS,
+    Format,
+    TeacherCritique,
+    render,
+)
 from .generation import TransformersGenerator
 from .schema import Problem, fingerprint, write_bytes
 from .steps import policy_prompt
 
+# For the embedded base, which has met most words at the beginning of a line alone, where they are other tokens, and the
+# words of the format nowhere: what each starts as.
+START_WORDS = {
+    **{f" {word}": word for word in (
+        "Bar", "Angle", "Point", "Side", "Price", "Count", "Sum", "Difference", "Cost", "Area", "Half", "Distance",
+        "Gate", "Perimeter", "Answer", "Compute",
+    )},
+    " compute": "Compute", " Now": "Compute", " Look": "Describe", " Read": "Describe", " Step": "Answer",
+    **dict.fromkeys(("Step", "Intent", "Image", "Logic", "Judgement", "Correct"), "Answer"),
+    " Correct": " Yes", " Incorrect": " No",
+}  # fmt: skip
+MAX_LINE = 64  # characters that are looked back at: longer than any cue
 FORM_FILE = "critic.json"  # beside the weights: what this critic writes
-FORMAT = 1  # of the training texts: a change of what they hold changes the key of every critic
+FORMAT = 2  # of the training texts: a change of what they hold changes the key of every critic
 
 
 def training_texts(
@@ -28,8 +51,8 @@ def training_texts(
     """(problem, prompt, critique) of every record, as text. KeyError if a problem is not among `problems`."""
     by_id = {p.problem_id: p for p in problems}
     return [
-        (by_id[r.problem_id], policy_prompt(by_id[r.problem_id], processor, instruction(r.steps)),
-         render(r.critique, form))
+        (by_id[r.problem_id], policy_prompt(by_id[r.problem_id], processor, INSTRUCTION),
+         render(r.critique, form, r.steps))
         for r in records
     ]  # fmt: skip
 
@@ -37,12 +60,13 @@ def training_texts(
 def train(
     model: Any, processor: Any, records: Sequence[TeacherCritique], problems: Iterable[Problem],
     output_dir: str | Path, form: Format | str = "critique", *, verdict_weight: float = 1.0,
-    trust_remote_code: bool = False, **options: Any,
+    word_init: bool = False, trust_remote_code: bool = False, **options: Any,
 ) -> tuple[Any, list[dict]]:  # fmt: skip
     """(model, history): the critic, tuned in place on critiques and saved in `output_dir`, and its loss curve.
 
-    The loss is the cross-entropy of the critique's tokens; that of a verdict's first token counts `verdict_weight`
-    times (1 in the paper; a verdict is one token in about forty). `options` are those of `policy.tune`: learning_rate,
+    The loss is the cross-entropy of what the critic has to write; that of a verdict's first token counts
+    `verdict_weight` times (1 in the paper; a verdict is one token in about forty). `word_init`: START_WORDS, see `start_words`.
+    `options` are those of `policy.tune`: learning_rate,
     epochs, lora_rank (0: all weights), freeze_vision, ... The last epoch is kept. A critic that `output_dir` holds is
     taken instead if it is the same one: base weights, texts, images and options. ValueError if nothing fits.
     """
@@ -50,10 +74,12 @@ def train(
     texts = training_texts(processor, records, problems, form)
     base = TransformersGenerator(model, processor).fingerprint
     learnt = [[p.problem_id, p.image_sha256, prompt, target] for p, prompt, target in texts]
-    key = fingerprint(["critic", FORMAT, base, fingerprint(learnt), verdict_weight, options])
+    key = fingerprint(["critic", FORMAT, base, fingerprint(learnt), verdict_weight, START_WORDS if word_init else {}, options])
     if (again := policy.taken(output_dir, key, model, trust_remote_code)) is not None:
         return again
-    weigh = None if verdict_weight == 1 else verdict_weights(processor.tokenizer, verdict_weight)
+    if word_init:
+        start_words(model, processor.tokenizer, START_WORDS)
+    weigh = loss_weights(processor.tokenizer, form, verdict_weight)
     tuned = policy.tune(model, processor, texts, output_dir, weigh=weigh, **options)
     write_bytes(Path(output_dir) / FORM_FILE, [json.dumps({"format": FORMAT, "fields": form.fields}).encode(), b"\n"])
     return policy.kept(output_dir, key, tuned)
@@ -67,11 +93,41 @@ def form_of(folder: str | Path) -> Format:
     return Format(tuple(json.loads(path.read_text(encoding="utf-8"))["fields"]))
 
 
-def verdict_weights(tokenizer: Any, weight: float) -> policy.Weigh:
-    """A function: the tokens of a critique -> `weight` at the first token of every verdict, 1 elsewhere."""
+def start_words(model: Any, tokenizer: Any, like: Mapping[str, str]) -> None:
+    """Nothing; the first token of each word starts as that of another text: {" Correct": " Yes"}.
+
+    For a small model that has never met the words of the format: its rows for them are as they were drawn, and far too
+    many updates go into them. ValueError for a word whose row the other text shares already.
+    """
+    table = model.get_input_embeddings().weight.data
+    first = {text: tokenizer(text, add_special_tokens=False)["input_ids"][0] for pair in like.items() for text in pair}
+    rows = {first[word]: table[first[text]].clone() for word, text in like.items()}
+    if same := [word for word, text in like.items() if first[word] == first[text]]:
+        raise ValueError(f"words {same} begin with the token that they are to start as: leave them out")
+    for place, row in rows.items():
+        table[place] = row
+
+
+def loss_weights(tokenizer: Any, form: Format, weight: float = 1.0) -> policy.Weigh:
+    """A function: the tokens of a critique -> the weight of each in the loss.
+
+    `weight` at the first token of every verdict; 0 for what decoding puts there: the step, up to the first cue of its
+    block, and the cue of the correction; 1 elsewhere.
+    """
     rule = ChoiceRule(tokenizer, VERDICT_CUE, VERDICTS)
+    cues = (CORRECTION_CUE, CUES[form.fields[0]] if form.fields else VERDICT_CUE)
 
     def weigh(ids: list[int]) -> list[float]:
-        return [weight if rule.ends(ids[max(0, k - rule.tail) : k]) else 1.0 for k in range(len(ids))]
+        weights, line, given = [], "", True
+        for k, piece in enumerate(tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)):
+            verdict = rule.ends(ids[max(0, k - rule.tail) : k])
+            weights.append(weight if verdict else 0.0 if given else 1.0)
+            line += piece
+            if line.endswith(BLOCK_SEPARATOR):
+                given = True
+            elif given and line.rpartition("\n")[2] in cues:
+                given = False
+            line = line[-MAX_LINE:]
+        return weights
 
     return weigh

@@ -4,15 +4,17 @@ GM-PRM (arXiv:2508.04088) names, for each step up to the first wrong one, its in
 its logic, then a verdict; the first wrong step is written anew. The paper's syntax is not published: the tagged lines
 here are ours. They are text and not JSON, because `json.loads` turns "\\frac" into a form feed and "rac".
 
-    Step 1
+    Step 1: Bar A is 7
     Intent: Read bar A
     Image: Bar A is 4
-    Logic: 4 = 7 is False
+    Logic: 4, the Step: 7
     Judgement: Incorrect
 
     Correct Step: Bar A is 4
 
-Every further line of a field is indented by two spaces, so that no text inside a field can pass for a tag.
+Every further line of a field is indented by two spaces, so that no text inside a field can pass for a tag. The step
+itself is never the critic's to write: it is put there, one step after the other, so that what is judged stands next to
+what is said of it, and neither a number nor a step can be miscounted (GenPRM shows its paragraphs one by one, too).
 """
 
 from __future__ import annotations
@@ -74,27 +76,27 @@ class TeacherCritique(Record):
 # -- writing
 
 
-def instruction(steps: Sequence[str]) -> str:
-    """What follows the question in the user turn: the request and the numbered steps. Two lists never read alike."""
-    return "\n".join([INSTRUCTION, *numbered(steps)])
-
-
 def numbered(steps: Sequence[str]) -> list[str]:
     """The lines "Step 1: ...", "Step 2: ..."; further lines are indented and cannot pass for a step."""
     return [f"Step {k}: {_indented(step)}" for k, step in enumerate(steps, start=1)]
 
 
-def opening(k: int, form: Format = FORMATS["critique"]) -> str:
+def header(k: int, text: str = "") -> str:
+    """The first line of the block of step k (counted from 1), with the step's own text if it is given."""
+    return f"Step {k}: {_indented(text)}" if text else f"Step {k}"
+
+
+def opening(k: int, form: Format = FORMATS["critique"], text: str = "") -> str:
     """How the block of step k (counted from 1) begins, up to where a critic goes on by itself."""
-    return f"Step {k}\n{CUES[form.fields[0]] if form.fields else VERDICT_CUE}"
+    return f"{header(k, text)}\n{CUES[form.fields[0]] if form.fields else VERDICT_CUE}"
 
 
-def block(k: int, step: CritiqueStep, form: Format = FORMATS["critique"]) -> str:
+def block(k: int, step: CritiqueStep, form: Format = FORMATS["critique"], text: str = "") -> str:
     """What is written of step k (counted from 1), up to and with VERDICT_CUE; the verdict comes next.
 
-    ValueError if a field of the form is empty.
+    text: of the step itself. ValueError if a field of the form is empty.
     """
-    lines = [f"Step {k}"]
+    lines = [header(k, text)]
     for name in form.fields:
         text = getattr(step, name).strip()
         if not text:
@@ -103,12 +105,17 @@ def block(k: int, step: CritiqueStep, form: Format = FORMATS["critique"]) -> str
     return "\n".join([*lines, VERDICT_CUE])
 
 
-def render(critique: Critique, form: Format = FORMATS["critique"]) -> str:
-    """The assistant turn of a critique; `parse` reads it back. ValueError for a critique that breaks the format."""
+def render(critique: Critique, form: Format = FORMATS["critique"], steps: Sequence[str] = ()) -> str:
+    """The assistant turn of a critique; `parse` reads it back. ValueError for a critique that breaks the format.
+
+    steps: of the solution; with them each block begins with its step, as a critic sees it.
+    """
     if (fault := fault_of(critique)) is not None:
         raise ValueError(f"critique of {critique.solution_id!r}: {fault}")
     spoken = {"correct": VERDICTS[0], "incorrect": VERDICTS[1]}
-    blocks = [block(k, step, form) + spoken[step.verdict] for k, step in enumerate(critique.steps, start=1)]
+    texts = [*steps, *[""] * len(critique.steps)]
+    judged = enumerate(zip(critique.steps, texts, strict=False), start=1)
+    blocks = [block(k, step, form, text) + spoken[step.verdict] for k, (step, text) in judged]
     if critique.corrected_step is not None:
         blocks.append(f"{CORRECTION_CUE} {_indented(critique.corrected_step.strip())}")
     return BLOCK_SEPARATOR.join(blocks)
@@ -166,7 +173,7 @@ def verdict_ids(tokenizer: Any) -> tuple[int, int]:
 
 # -- reading
 
-_HEADER = re.compile(r"[#-]* ?\**step (\d+)[*:. ]*", re.IGNORECASE)
+_HEADER = re.compile(r"[#-]* ?\**step (\d+)(?:[*:. ]*|\**:\**? .*)", re.IGNORECASE)
 _FIELD = re.compile(r"[#-]* ?\**(intent|image|logic|judge?ment|correct(?:ed)? step)\**:\** ?(.*)", re.IGNORECASE)
 _VERDICT = re.compile(r"[*\s]*(correct|incorrect)[*.\s]*", re.IGNORECASE)
 _NAMES = {"judgment": "judgement", "corrected step": "correct step"}
@@ -212,6 +219,8 @@ def _items(text: str) -> list[tuple[str, str]]:
             items.append((_NAMES.get(name, name), [found[2]]))
         elif items and items[-1][0] in (*FIELDS, "correct step"):
             items[-1][1].append(line.removeprefix(INDENT))
+        elif items and items[-1][0] == "step" and line.startswith(INDENT):
+            continue  # of the step itself, that is restated there
         elif line.strip():
             where = f"after {items[-1][0]} {items[-1][1][0]}" if items else "before the first step"
             raise _Malformed(f"text {where[:40]!r} that is in no field: {line[:40]!r}")
