@@ -65,20 +65,20 @@ def train(
     """(model, history): the critic, tuned in place on critiques and saved in `output_dir`, and its loss curve.
 
     The loss is the cross-entropy of what the critic has to write; that of a verdict's first token counts
-    `verdict_weight` times (1 in the paper; a verdict is one token in about forty). `word_init`: START_WORDS, see `start_words`.
-    `options` are those of `policy.tune`: learning_rate,
-    epochs, lora_rank (0: all weights), freeze_vision, ... The last epoch is kept. A critic that `output_dir` holds is
+    `verdict_weight` times (1 in the paper; a verdict is one token in about forty). `word_init`: with START_WORDS, see
+    `start_words`. `options` are those of `policy.tune`: learning_rate, epochs, lora_rank (0: all weights),
+    freeze_vision, ... The last epoch is kept. A critic that `output_dir` holds is
     taken instead if it is the same one: base weights, texts, images and options. ValueError if nothing fits.
     """
     form = FORMATS[form] if isinstance(form, str) else form
     texts = training_texts(processor, records, problems, form)
     base = TransformersGenerator(model, processor).fingerprint
     learnt = [[p.problem_id, p.image_sha256, prompt, target] for p, prompt, target in texts]
-    key = fingerprint(["critic", FORMAT, base, fingerprint(learnt), verdict_weight, START_WORDS if word_init else {}, options])
+    words = START_WORDS if word_init else {}
+    key = fingerprint(["critic", FORMAT, base, fingerprint(learnt), verdict_weight, words, options])
     if (again := policy.taken(output_dir, key, model, trust_remote_code)) is not None:
         return again
-    if word_init:
-        start_words(model, processor.tokenizer, START_WORDS)
+    start_words(model, processor.tokenizer, words)
     weigh = loss_weights(processor.tokenizer, form, verdict_weight)
     tuned = policy.tune(model, processor, texts, output_dir, weigh=weigh, **options)
     write_bytes(Path(output_dir) / FORM_FILE, [json.dumps({"format": FORMAT, "fields": form.fields}).encode(), b"\n"])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mmprm_lib import critic, critique, data, models, policy
 from mmprm_lib.critic import COUNTS, Critic, critiques_to, step_scores, vote
-from mmprm_lib.critic_training import training_texts, verdict_weights
-from mmprm_lib.critique import FORMATS, VERDICT_CUE, VERDICTS, TeacherCritique
+from mmprm_lib.critic_training import START_WORDS, form_of, loss_weights, start_words, training_texts
+from mmprm_lib.critique import FORMATS, INSTRUCTION, VERDICT_CUE, VERDICTS, TeacherCritique
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.generation import Completion
 from mmprm_lib.schema import Critique, CritiqueStep
@@ -111,9 +111,13 @@ def say(text, *p_correct, finish="stop", coverage=1.0):
     return Completion(text, len(text.split()), finish, "", probs)
 
 
-def written(verdicts, **options):
-    """What a model writes of a critique: all but the opening."""
-    return critique.render(judged(verdicts, **options)).removeprefix(critique.opening(1))
+def words(verdict, *p_correct, **options):
+    """What a model writes about a step, after "Intent:", up to the verdict."""
+    return say(f" Read 0\nImage: b\nLogic: c\nJudgement: {verdict}", *p_correct, **options)
+
+
+RIGHT = [words("Correct", 0.9)] * 3
+WRONG = [words("Correct", 0.9), words("Incorrect", 0.1), say(" Bar B is 5")]
 
 
 # -- training
@@ -124,9 +128,9 @@ def test_the_loss_is_on_the_critique_alone(problems, records, random):
     texts = training_texts(processor, records[1:2], problems, FORM)
     [row], _ = policy.text_rows(Encoder(PRM_FORMATS["judge"], processor, 4096), texts)
     kept = [t for t in row["labels"] if t != policy.IGNORED]
-    assert processor.tokenizer.decode(kept) == critique.render(records[1].critique) + "<|im_end|>"
+    assert processor.tokenizer.decode(kept) == critique.render(records[1].critique, steps=BAD) + "<|im_end|>"
     asked = processor.tokenizer.decode(row["input_ids"][: -len(kept)])
-    assert asked.endswith(critique.instruction(records[1].steps) + "<|im_end|>\n<|im_start|>assistant\n")
+    assert asked.endswith(INSTRUCTION + "<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_training_and_judging_see_the_same_tokens(problems, records, solutions, random):
@@ -142,12 +146,29 @@ def test_training_and_judging_see_the_same_tokens(problems, records, solutions, 
     assert row["input_ids"][: len(entry.ids)] == entry.ids
 
 
-def test_a_verdicts_first_token_has_its_weight(records, random):
+def test_a_verdicts_first_token_has_its_weight_and_what_is_put_there_has_none(records, random):
     tokenizer = random[1].tokenizer
-    ids = tokenizer(critique.render(records[1].critique), add_special_tokens=False)["input_ids"]
-    heavy = [tokenizer.decode([t]) for t, w in zip(ids, verdict_weights(tokenizer, 3.0)(ids), strict=True) if w == 3.0]
-    assert heavy == [" Correct", " Incorrect"]  # "+-"
-    assert set(verdict_weights(tokenizer, 3.0)(ids)) == {1.0, 3.0}
+    ids = tokenizer(critique.render(records[1].critique, steps=BAD), add_special_tokens=False)["input_ids"]
+    pairs = list(zip(ids, loss_weights(tokenizer, FORM, 3.0)(ids), strict=True))
+    assert [tokenizer.decode([t]) for t, w in pairs if w == 3.0] == [" Correct", " Incorrect"]  # "+-"
+    given = tokenizer.decode([t for t, w in pairs if w == 0.0])
+    assert given == "Step 1: Bar A is 3\nIntent:Step 2: Bar B is 4\nIntent:Correct Step:"
+    assert {w for _, w in pairs} == {0.0, 1.0, 3.0}
+    ids = tokenizer(critique.render(records[1].critique, FORMATS["verdict_only"], BAD))["input_ids"]
+    kept = tokenizer.decode([t for t, w in zip(ids, loss_weights(tokenizer, FORMATS["verdict_only"])(ids)) if w])
+    assert kept == " Correct\n\n Incorrect\n\n Bar B is 5"
+
+
+def test_a_word_starts_as_another_one_if_it_is_wanted(random):
+    model, processor = tiny()
+    tokenizer, table = processor.tokenizer, model.get_input_embeddings().weight.data
+    first = {text: tokenizer(text)["input_ids"][0] for text in (" Correct", " Yes", " Bar", "Bar", " is")}
+    before = table.clone()
+    start_words(model, tokenizer, START_WORDS)
+    assert torch.equal(table[first[" Correct"]], before[first[" Yes"]])
+    assert torch.equal(table[first[" Bar"]], before[first["Bar"]]) and torch.equal(table[first[" is"]], before[first[" is"]])
+    with pytest.raises(ValueError, match="leave them out"):
+        start_words(model, tokenizer, {" Bar": " Bar"})
 
 
 def test_a_weight_of_one_is_plain_training_and_another_is_not(problems, records, tmp_path):
@@ -162,7 +183,7 @@ def test_a_weight_of_one_is_plain_training_and_another_is_not(problems, records,
     plain, losses = tuned("a", None)
     ones, same = tuned("b", lambda ids: [1.0] * len(ids))
     assert losses == pytest.approx(same, rel=1e-4) and torch.allclose(plain, ones, atol=2e-5)
-    heavy, more = tuned("c", verdict_weights(random_processor.tokenizer, 4.0))
+    heavy, more = tuned("c", loss_weights(random_processor.tokenizer, FORM, 400.0))
     assert more[0] > losses[0] and not torch.allclose(plain, heavy, atol=2e-4)
 
 
@@ -173,12 +194,16 @@ def test_the_same_critic_is_not_trained_twice_and_another_one_is(problems, recor
         )
 
     model, history = once()
+    assert form_of(tmp_path) == FORM
+    with pytest.raises(FileNotFoundError, match="holds no critic"):
+        form_of(tmp_path / "nothing")
     assert history[-1] == {"n_train": 2, "n_dropped": 0}
     monkeypatch.setattr(policy, "tune", lambda *a, **k: pytest.fail("it was trained again"))
     again, same = once()
     assert same == history and torch.equal(again.lm_head.weight, model.lm_head.weight)
     kept = (tmp_path / "training.json").read_text()
     changes = [{"learning_rate": 2e-3}, {"verdict_weight": 2.0}, {"form": "verdict_only"}, {"some": records[:1]}]
+    changes.append({"word_init": True})
     for change in changes:
         (tmp_path / "training.json").write_text(kept)
         with pytest.raises(pytest.fail.Exception):
@@ -199,10 +224,10 @@ def test_a_trained_critic_writes_its_critiques_again(problems, solutions, record
             s.model_dump(exclude={"p_correct"}) for s in its.steps
         ]
         assert [s.p_correct > 0.5 for s in mine.steps] == [s.verdict == "correct" for s in mine.steps]
-    n_tokens = sum(
-        len(learnt[1].tokenizer(critique.render(r.critique).removeprefix(critique.opening(1)))["input_ids"]) + 1
-        for r in records
-    )  # and the end of the turn
+    written = [critique.render(r.critique, steps=r.steps) for r in records]
+    weigh = loss_weights(learnt[1].tokenizer, FORM)
+    # what is put there costs nothing; blank lines and the end of the turn end what is generated, a token each
+    n_tokens = sum(sum(weigh(learnt[1].tokenizer(text)["input_ids"])) + 1 for text in written)
     # three right solutions of three verdicts, three wrong ones of two: 15
     assert judge.counts == dict.fromkeys(COUNTS, 0) | dict(n_critiques=6, n_verdicts=15, n_tokens=n_tokens)
 
@@ -210,8 +235,8 @@ def test_a_trained_critic_writes_its_critiques_again(problems, solutions, record
 def test_p_correct_is_that_of_a_plain_forward_pass(problems, solutions, learnt):
     model, processor = learnt
     [found] = Critic(*learnt).critique(problems, solutions[1:2])
-    target = critique.render(found)
-    whole = policy_prompt(problems[0], processor, critique.instruction(solutions[1].steps)) + target
+    target = critique.render(found, steps=BAD)
+    whole = policy_prompt(problems[0], processor, INSTRUCTION) + target
     inputs = processor(text=[whole], images=[data.open_image(problems[0])], return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits[0]
@@ -271,8 +296,21 @@ def test_all_steps_can_be_judged(problems, solutions, learnt):
 # -- the three phases, with a model that says what it is told
 
 
+def test_steps_are_put_before_the_model_one_by_one(problems, solutions, random):
+    judge, asked = scripted(random, *WRONG)
+    [found] = judge.critique(problems, solutions[1:2])
+    assert (found.first_error, found.corrected_step) == (2, "Bar B is 5")
+    said = " Read 0\nImage: b\nLogic: c\nJudgement:"
+    first = f"Step 1: Bar A is 3\nIntent:{said} Correct\n\n"
+    second = f"Step 2: Bar B is 4\nIntent:{said} Incorrect\n\n"
+    openings = ["Step 1: Bar A is 3\nIntent:", first + "Step 2: Bar B is 4\nIntent:", first + second + "Correct Step:"]
+    assert [request.opening for request, _, _ in asked] == openings
+    assert {request.instruction for request, _, _ in asked} == {INSTRUCTION} and asked[0][2].stop == ("\n\n",)
+    assert len({request.key for request, _, _ in asked}) == 3
+
+
 def test_a_judged_step_after_a_forced_correct_has_its_own_verdict(problems, solutions, random):
-    judge, asked = scripted(random, say(written("+++"), 0.9, 0.2, 0.6))
+    judge, asked = scripted(random, *[words("Correct", p) for p in (0.9, 0.2, 0.6)])
     [found] = judge.critique(problems, solutions[:1], judge_all=True)
     assert [s.verdict for s in found.steps] == ["correct", "incorrect", "correct"] and found.first_error == 2
     assert asked[0][2].take == 0 and found.corrected_step is None
@@ -280,14 +318,21 @@ def test_a_judged_step_after_a_forced_correct_has_its_own_verdict(problems, solu
 
 def test_a_cap_forces_the_verdict_and_the_critique_goes_on(problems, solutions, random):
     first = " Read 0\nImage: the bar and the bar and"
-    rest = " Incorrect\n\nCorrect Step: Bar A is 4"
-    judge, asked = scripted(random, say(first, finish="length"), say(rest, 0.25, coverage=0.4))
+    judge, asked = scripted(random, say(first, finish="length"), say(" Incorrect", 0.25, coverage=0.4), say(" Bar A is 4"))
     [found] = judge.critique(problems, solutions[:1])
-    assert asked[1][0].opening == f"Step 1\nIntent:{first}\nLogic: -\n{VERDICT_CUE}" and asked[1][1] == 1
+    assert asked[1][0].opening == f"Step 1: Bar A is 3\nIntent:{first}\nLogic: -\n{VERDICT_CUE}" and asked[1][1] == 1
     assert (found.parse, found.first_error, found.corrected_step) == ("ok", 1, "Bar A is 4")
     assert found.steps[0].p_correct == pytest.approx(0.25)  # 0.1 / 0.4
     assert (judge.counts["n_forced"], judge.counts["n_low_coverage"], judge.counts["n_verdicts"]) == (1, 1, 1)
     assert asked[0][0].key != asked[1][0].key and asked[0][0].instruction == asked[1][0].instruction
+
+
+def test_a_critique_that_is_long_enough_gets_its_verdicts_without_words(problems, solutions, random):
+    judge, asked = scripted(random, RIGHT[0], say(" Correct", 0.9), say(" Correct", 0.8))
+    [found] = judge.critique(problems, solutions[:1], max_new_tokens=8, step_tokens=8)  # the first block has eight words
+    assert asked[1][0].opening.endswith("Step 2: Bar B is 5\nIntent: -\nImage: -\nLogic: -\nJudgement:")
+    assert found.parse == "ok" and [s.p_correct for s in found.steps] == pytest.approx([0.9, 0.9, 0.8])
+    assert judge.counts["n_forced"] == 2
 
 
 @pytest.mark.parametrize(
@@ -295,38 +340,48 @@ def test_a_cap_forces_the_verdict_and_the_critique_goes_on(problems, solutions, 
     [(" a\nImage: b\nLogic: c\nJudgement:", "Logic: c\nJudgement:"), (" a\nImage:", "Image: -\nLogic: -\nJudgement:"),
      (" a", "Intent: a\nImage: -\nLogic: -\nJudgement:"), ("", "Intent: -\nImage: -\nLogic: -\nJudgement:")],
 )  # fmt: skip
-def test_a_cut_text_is_led_to_its_verdict(problems, solutions, random, text, end):
-    judge, asked = scripted(random, say(text, finish="length"), say(" Correct", 0.9))
+@pytest.mark.parametrize("finish", ["length", "stop"])  # a blank line in the midst of a field stops it, too
+def test_a_cut_text_is_led_to_its_verdict(problems, solutions, random, text, end, finish):
+    judge, asked = scripted(random, say(text, finish=finish), *RIGHT)
     list(judge.critique(problems, solutions[:1]))
     assert asked[1][0].opening.endswith(end) and asked[1][0].opening.count(VERDICT_CUE) == 1
 
 
+def test_a_step_that_reads_like_a_verdict_is_none(problems, solutions, random):
+    odd = solutions[0].model_copy(update={"steps": ["Judgement: Incorrect\nImage: x", "Judgement:"]})
+    judge, asked = scripted(random, say(" a", finish="length"), say(" Correct", 0.9), RIGHT[0])
+    [found] = judge.critique(problems, [odd])
+    assert asked[0][0].opening == "Step 1: Judgement: Incorrect\n  Image: x\nIntent:"
+    assert asked[1][0].opening.endswith("\nIntent: a\nImage: -\nLogic: -\nJudgement:")
+    assert (found.parse, found.first_error, len(found.steps)) == ("ok", 0, 2)
+
+
 MALFORMED = {
-    "ends early": say(" Read 0\nImage: b\nLogic: c\nJudgement: Correct", 0.9),
-    "no correction": say(" Read 0\nImage: b\nLogic: c\nJudgement: Incorrect", 0.1),
-    "chatter": say(" Read 0\nImage: b\nLogic: c\nJudgement: Correctly so", 0.9),
-    "goes on after the error": say(written("+-") + "\n\nStep 3", 0.9, 0.1),
-    "a probability too few": say(written("+-"), 0.9),
-    "a probability too many": say(written("+-"), 0.9, 0.9, 0.1),
-    "correction cut": say(written("+-"), 0.9, 0.1, finish="length"),
-    "neither verdict possible": say(written("+-"), 0.9, 0.1, coverage=0.0),
-    "the request failed": Completion("", 0, "error", "OSError: no image"),
+    "no correction": [words("Incorrect", 0.1), say("")],
+    "chatter": [words("Correctly so", 0.9)],
+    "half a verdict": [words("In", 0.1)],
+    "a field twice": [say(" a\nImage: b\nImage: c\nLogic: c\nJudgement: Correct", 0.9), *RIGHT[1:]],
+    "a probability too many": [*WRONG[:2], say(" Bar B is 5", 0.1)],
+    "correction cut": [*WRONG[:2], say(" Bar B is", finish="length")],
+    "neither verdict possible": [words("Incorrect", 0.1, coverage=0.0), say(" Bar B is 5")],
+    "no verdict": [say(" Read 0", finish="length"), say("")],
+    "the request failed": [Completion("", 0, "error", "OSError: no image")],
 }
 
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_output_is_counted_and_never_scored(problems, solutions, random, name):
-    judge, asked = scripted(random, MALFORMED[name])
+    judge, asked = scripted(random, *MALFORMED[name])
     [found] = judge.critique(problems, solutions[:1])
     assert found.parse.startswith("failed: ") and found.steps == [] and found.first_error is None
-    assert judge.counts["n_unreadable"] == 1 and len(asked) == 1
+    assert judge.counts["n_unreadable"] == 1 and len(asked) == len(MALFORMED[name])
     assert step_scores(found, 3) == [] and critique.score(found, 3) == -float("inf")
 
 
 def test_what_failed_is_asked_again_and_what_was_read_is_not(problems, solutions, random):
-    judge, asked = scripted(random, MALFORMED["the request failed"], say(written("+++"), 0.9, 0.9, 0.9))
+    judge, asked = scripted(random, *MALFORMED["the request failed"], *RIGHT)
     assert [next(judge.critique(problems, solutions[:1])).parse[:2] for _ in range(3)] == ["fa", "ok", "ok"]
-    assert len(asked) == 2
+    assert len(asked) == 4
 
 
 def test_an_empty_solution_is_unreadable_and_costs_nothing(problems, solutions, random):
@@ -339,10 +394,10 @@ def test_an_empty_solution_is_unreadable_and_costs_nothing(problems, solutions, 
 
 def test_every_option_reaches_the_model(problems, solutions, random):
     options = dict(n_votes=2, temperature=0.6, top_p=0.95, step_tokens=50, max_new_tokens=99, seed=7)
-    judge, asked = scripted(random, *[say(written("+++"), 0.9, 0.9, 0.9)] * 2)
+    judge, asked = scripted(random, *[reply for reply in RIGHT for _ in range(2)])
     list(judge.critique(problems, solutions[:1], **options))
     _, n, s = asked[0]
-    assert (n, s.temperature, s.top_p, s.patience, s.max_new_tokens, s.seed, s.take) == (2, 0.6, 0.95, 50, 99, 7, -1)
+    assert (n, s.temperature, s.top_p, s.max_new_tokens, s.seed, s.take) == (2, 0.6, 0.95, 50, 7, -1)
     assert (s.cue, s.choices) == (VERDICT_CUE, VERDICTS)
     for bad in ({"n_votes": 2}, {"n_votes": 0}, {"step_tokens": 0}, {"step_tokens": 2000}):
         with pytest.raises(ValueError, match=next(iter(bad))):

@@ -18,7 +18,8 @@ from mmprm_lib.critique import (
     TeacherCritique,
     block,
     fault_of,
-    instruction,
+    header,
+    numbered,
     opening,
     parse,
     render,
@@ -229,14 +230,21 @@ def test_a_step_is_written_in_the_pieces_that_decoding_uses():
 # -- the question
 
 
-def test_the_critic_is_asked_about_numbered_steps():
-    assert instruction(["Bar A is 4", "Answer: 4"]) == "\nJudge each Step.\nStep 1: Bar A is 4\nStep 2: Answer: 4"
-    assert instruction([]) == "\nJudge each Step."
+def test_steps_are_numbered_for_a_teacher_and_head_the_blocks_of_a_critic():
+    assert numbered(["Bar A is 4", "Answer: 4"]) == ["Step 1: Bar A is 4", "Step 2: Answer: 4"]
+    assert header(2, "Answer: 4") == "Step 2: Answer: 4" and header(2) == "Step 2"
+    assert opening(2, text="a\nb") == "Step 2: a\n  b\nIntent:"
 
 
 @given(st.lists(SPEECH, max_size=3), st.lists(SPEECH, max_size=3))
-def test_two_solutions_never_ask_the_same(one, two):
-    assert (instruction(one) == instruction(two)) is (one == two)
+def test_two_solutions_never_read_alike(one, two):
+    assert (numbered(one) == numbered(two)) is (one == two)
+
+
+@given(st.lists(SPEECH.filter(str.strip), min_size=5, max_size=5))
+def test_a_step_that_is_restated_changes_nothing_in_what_is_read(steps):
+    text = render(EXAMPLE, steps=steps)
+    assert header(1, steps[0]) in text and parse("s", text, 5) == parse("s", render(EXAMPLE), 5)
 
 
 # -- tokens
