@@ -265,7 +265,8 @@ def choose_threshold(scores: Sequence[SolutionScores], labels: Sequence[Sequence
     # at candidate i, the steps of all lower values are predicted incorrect
     fn, tn = np.cumsum(ups) - ups, np.cumsum(downs) - downs
     macro = stats.f1_scores(np.stack([ups.sum() - fn, fn, downs.sum() - tn, tn], axis=-1)).mean(axis=-1)
-    best = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2])[macro >= macro.max() - 1e-12]
+    middle = np.maximum((values[1:] + values[:-1]) / 2, np.nextafter(values[:-1], 1))  # half of the least float is 0
+    best = np.concatenate([values[:1], middle])[macro >= macro.max() - 1e-12]
     return float(best[np.argmin(np.abs(best - 0.5))])
 
 

@@ -1,9 +1,9 @@
 """The generative PRM as a judge: what it writes of many solutions side by side, and how sure it was of each verdict.
 
 Source: GM-PRM (arXiv:2508.04088): the score of a step is the probability of "Correct". How the critique is decoded and
-how the probability is normalised is not published. Ours, for one step after the other: the step is put there, the words
-about it are free, the verdict is one forced token (GenPRM, ThinkPRM), p_correct = p("Correct") / (p("Correct") +
-p("Incorrect")), and the correction follows where the verdict is Incorrect. All solutions go side by side, a step a wave.
+how the probability is normalised is not published. Ours, for one step after the other: the step is put there, the
+words about it are free, the verdict is one forced token (GenPRM, ThinkPRM), p_correct = p("Correct") / (p("Correct") +
+p("Incorrect")), and the correction follows where the verdict is Incorrect. All solutions go side by side, step by step.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class Options:
 
     `n_votes` critiques are drawn per solution at `temperature` and `top_p` (1 at temperature 0) and put together by
     `vote`. A step of which `step_tokens` were written without a verdict gets its verdict forced there; once a critique
-    has `max_new_tokens`, its verdicts are forced without any words. `judge_all`: no verdict ends the critique; "Correct" is written after every step, so
-    that every step is judged as if those before it were right, and nothing is corrected.
+    has `max_new_tokens`, its verdicts are forced without any words. `judge_all`: no verdict ends the critique;
+    "Correct" is written after every step, so that every step is judged as if those before it were right, and nothing
+    is corrected.
     """
 
     n_votes: int = 1
@@ -111,7 +112,8 @@ class Critic:
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the weights, the processor and the form."""
-        return fingerprint([FORMAT, self.generator.fingerprint, asdict(self.form), critiques.opening(1, self.form, "a")])
+        begin = [INSTRUCTION, critiques.opening(1, self.form, "a")]
+        return fingerprint([FORMAT, self.generator.fingerprint, asdict(self.form), begin])
 
     def critique(
         self, problems: Iterable[Problem], solutions: Iterable[Solution], **options: Any
@@ -180,7 +182,7 @@ class Critic:
         chain.text += completion.text
         chain.probs += completion.choice_probs
         chain.error, chain.cut = completion.error, completion.finish_reason == "length"
-        if chain.error or hopeless or chain.correcting:
+        if chain.error or hopeless or chain.correcting or len(completion.choice_probs) > 1:
             more = ""
         elif due:
             self.counts["n_forced"] += 1

@@ -48,7 +48,7 @@ def validated_to(
     path: str | Path, critiques: Sequence[TeacherCritique], problems: Sequence[Problem], generator: Generator, n: int,
     sampling: Sampling,
 ) -> Filtered:  # fmt: skip
-    """As `teachers.validate_corrections`, with a record per critique in the file at `path`, so that a killed run goes on.
+    """As `teachers.validate_corrections`, with a record per critique in the file at `path`; a killed run goes on.
 
     ValueError if the file is of other critiques, or was made by another policy or sampling.
     """
@@ -126,7 +126,7 @@ def both_readings(
     which that does not hold: a temperature, or judge_all.
     """
     if {"temperature", "n_votes", "judge_all"} & set(options):
-        raise ValueError(f"both readings share greedy critiques: leave out temperature, n_votes and judge_all: {options}")
+        raise ValueError(f"both readings share greedy critiques: leave out temperature, n_votes, judge_all: {options}")
     whole = critiques_to(every, critic, problems, solutions, judge_all=True, **options)
     again = [s for s, c in zip(solutions, whole, strict=True) if c.parse != "ok" or c.first_error]
     ended = {c.solution_id: c for c in critiques_to(stopped, critic, problems, again, **options)}
@@ -143,7 +143,8 @@ def verdict_scores(critiques: Iterable[Critique], solutions: Iterable[Solution])
         critique, n = by_id[solution.solution_id], len(solution.steps)
         if critique.parse == "ok" and len(critique.steps) != n:
             name = solution.solution_id
-            raise ValueError(f"{name!r}: {len(critique.steps)} of {n} steps are judged; critique it with judge_all=True")
+            found = f"{len(critique.steps)} of {n} steps are judged"
+            raise ValueError(f"{name!r}: {found}; critique it with judge_all=True")
         scores[solution.solution_id] = list(step_scores(critique, n)) or [None] * n
     return scores
 
@@ -263,7 +264,8 @@ def correction_rates(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     parts = {
         "correction_accuracy": (wrong, "correction_right"), "correction_accuracy_all": (table, "correction_right"),
         "flag_at_first_error": (table, "place_right"), "mended_share": (table, "mended"),
-        "unchanged_share": (table, "unchanged"), "leak_share": (table, "leak"), "undue_leak_share": (table, "undue_leak"),
+        "unchanged_share": (table, "unchanged"), "leak_share": (table, "leak"),
+        "undue_leak_share": (table, "undue_leak"),
     }  # fmt: skip
     rows = []
     for measure, (part, column) in parts.items():

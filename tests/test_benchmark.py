@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
@@ -207,6 +207,7 @@ def test_choose_threshold_by_hand():
 
 
 @settings(max_examples=40, deadline=None)
+@example([(False, 0.0), (True, 5e-324)])  # half of the least float is 0
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=2, max_size=30).filter(lambda r: len(dict(r)) == 2))
 def test_no_threshold_is_better_than_the_chosen_one(rows):
     y, p = np.array([a for a, _ in rows]), np.array([b for _, b in rows])

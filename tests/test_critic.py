@@ -166,7 +166,8 @@ def test_a_word_starts_as_another_one_if_it_is_wanted(random):
     before = table.clone()
     start_words(model, tokenizer, START_WORDS)
     assert torch.equal(table[first[" Correct"]], before[first[" Yes"]])
-    assert torch.equal(table[first[" Bar"]], before[first["Bar"]]) and torch.equal(table[first[" is"]], before[first[" is"]])
+    assert torch.equal(table[first[" Bar"]], before[first["Bar"]])
+    assert torch.equal(table[first[" is"]], before[first[" is"]])
     with pytest.raises(ValueError, match="leave them out"):
         start_words(model, tokenizer, {" Bar": " Bar"})
 
@@ -318,7 +319,8 @@ def test_a_judged_step_after_a_forced_correct_has_its_own_verdict(problems, solu
 
 def test_a_cap_forces_the_verdict_and_the_critique_goes_on(problems, solutions, random):
     first = " Read 0\nImage: the bar and the bar and"
-    judge, asked = scripted(random, say(first, finish="length"), say(" Incorrect", 0.25, coverage=0.4), say(" Bar A is 4"))
+    verdict = say(" Incorrect", 0.25, coverage=0.4)
+    judge, asked = scripted(random, say(first, finish="length"), verdict, say(" Bar A is 4"))
     [found] = judge.critique(problems, solutions[:1])
     assert asked[1][0].opening == f"Step 1: Bar A is 3\nIntent:{first}\nLogic: -\n{VERDICT_CUE}" and asked[1][1] == 1
     assert (found.parse, found.first_error, found.corrected_step) == ("ok", 1, "Bar A is 4")
@@ -329,7 +331,7 @@ def test_a_cap_forces_the_verdict_and_the_critique_goes_on(problems, solutions, 
 
 def test_a_critique_that_is_long_enough_gets_its_verdicts_without_words(problems, solutions, random):
     judge, asked = scripted(random, RIGHT[0], say(" Correct", 0.9), say(" Correct", 0.8))
-    [found] = judge.critique(problems, solutions[:1], max_new_tokens=8, step_tokens=8)  # the first block has eight words
+    [found] = judge.critique(problems, solutions[:1], max_new_tokens=8, step_tokens=8)  # the first block has eight
     assert asked[1][0].opening.endswith("Step 2: Bar B is 5\nIntent: -\nImage: -\nLogic: -\nJudgement:")
     assert found.parse == "ok" and [s.p_correct for s in found.steps] == pytest.approx([0.9, 0.9, 0.8])
     assert judge.counts["n_forced"] == 2
@@ -364,6 +366,7 @@ MALFORMED = {
     "a probability too many": [*WRONG[:2], say(" Bar B is 5", 0.1)],
     "correction cut": [*WRONG[:2], say(" Bar B is", finish="length")],
     "neither verdict possible": [words("Incorrect", 0.1, coverage=0.0), say(" Bar B is 5")],
+    "two verdicts at once": [say(" a\nImage: b\nLogic: c\nJudgement: Correct\nJudgement: Correct", 0.9, 0.9)],
     "no verdict": [say(" Read 0", finish="length"), say("")],
     "the request failed": [Completion("", 0, "error", "OSError: no image")],
 }
@@ -433,14 +436,14 @@ def test_a_vote_keeps_the_format(drawn):
 
 
 def test_a_file_goes_on_where_it_stopped(problems, solutions, random, tmp_path):
-    texts = [say(written("+++"), 0.9, 0.9, 0.9) for _ in solutions]
+    texts = [words("Correct", 0.9) for _ in solutions for _ in range(3)]
     judge, asked = scripted(random, *texts)
     path = tmp_path / "critiques.jsonl"
     whole = critiques_to(path, judge, problems, solutions)
     assert [c.solution_id for c in whole] == [s.solution_id for s in solutions]
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
     judge, asked = scripted(random, *texts)
-    assert critiques_to(path, judge, problems, solutions) == whole and len(asked) == 2
+    assert critiques_to(path, judge, problems, solutions) == whole and len(asked) == 6  # two solutions of three steps
     for changed in ({"seed": 1}, {"judge_all": True}, {"step_tokens": 9}):
         with pytest.raises(ValueError, match="holds records made under key"):
             critiques_to(path, judge, problems, solutions, **changed)

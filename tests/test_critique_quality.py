@@ -58,7 +58,8 @@ def worlds(tmp_path_factory):
 
 
 def test_every_critique_is_accounted_for_stage_by_stage():
-    table = quality.filter_table(10, {"labels": (6, {"another step": 1, "error missed": 3}), "works": (3, {"fails": 3})})
+    stages = {"labels": (6, {"another step": 1, "error missed": 3}), "works": (3, {"fails": 3})}
+    table = quality.filter_table(10, stages)
     # of 10: 6 + 3 + 1; of the 6 that are left: 3 + 3
     assert table.values.tolist() == [
         ["labels", "kept", 6, 0.6], ["labels", "error missed", 3, 0.3], ["labels", "another step", 1, 0.1],
@@ -93,7 +94,8 @@ def test_trials_are_those_of_the_filter_and_a_file_goes_on_where_it_stopped(tmp_
 def test_a_teacher_is_held_against_the_truth(worlds):
     problems, solutions = worlds
     right = world.solve(problems[0])[1]
-    found = [judged([0.9, 0.1], right, solutions[0].solution_id), judged([0.1], "Bar A is 998", solutions[1].solution_id)]
+    a, b = (s.solution_id for s in solutions)
+    found = [judged([0.9, 0.1], right, a), judged([0.1], "Bar A is 998", b)]
     records = [taught(c, s.steps, s.problem_id) for c, s in zip(found, solutions, strict=True)]
     table = quality.teacher_table({"all": records, "first": records[:1]}, problems)
     assert table.values.tolist() == [["all", 2, 1.0, 0.5, 0.5], ["first", 1, 1.0, 1.0, 1.0]]
@@ -147,8 +149,8 @@ def test_a_threshold_is_chosen_where_both_kinds_of_step_were_read():
 
 
 def test_reasons_are_counted_without_their_numbers_and_quotations():
-    found = [unread(), unread(why="failed: step 4: no logic"), unread(why="failed: the verdict is 'Perhaps'"), judged([0.9])]
-    assert quality.failures(found).values.tolist() == [["step #: no logic", 2], ["the verdict is ...", 1]]
+    found = [unread(why=f"failed: {why}") for why in ("step 3: no logic", "step 4: no logic", "the verdict is 'Perhaps'")]
+    assert quality.failures([*found, judged([0.9])]).values.tolist() == [["step #: no logic", 2], ["the verdict is ...", 1]]
     assert quality.failures([judged([0.9])]).empty
 
 
