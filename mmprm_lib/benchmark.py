@@ -260,8 +260,7 @@ def choose_threshold(scores: Sequence[SolutionScores], labels: Sequence[Sequence
     if not (flat.correct & known).any() or not (~flat.correct & known).any():
         raise ValueError("a threshold needs scored correct and incorrect steps in the dev split; use a larger one")
     values, group = np.unique(flat.score[known], return_inverse=True)
-    ups = np.bincount(group, weights=flat.correct[known])
-    downs = np.bincount(group, weights=~flat.correct[known])
+    ups, downs = (np.bincount(group, weights=side[known]) for side in (flat.correct, ~flat.correct))
     # at candidate i, the steps of all lower values are predicted incorrect
     fn, tn = np.cumsum(ups) - ups, np.cumsum(downs) - downs
     macro = stats.f1_scores(np.stack([ups.sum() - fn, fn, downs.sum() - tn, tn], axis=-1)).mean(axis=-1)
