@@ -173,7 +173,7 @@ def test_the_result_has_value_interval_and_n_of_the_run_s_own_parameters(finishe
     lines = table.splitlines()
     assert lines[0] == "| notebook | measure | value | 95 % interval | n |"
     assert "| 06 | majority vote of 4 | 0.612 | 0.590 to 0.630 | 1,500 problems |" in lines
-    best = "**Best-of-4 by the marker PRM, min of step scores**"
+    best = "**Best-of-4 by the soft-label marker PRM, min of steps**"
     assert f"| 06 | {best} | 0.612 | 0.590 to 0.630 | 1,500 problems |" in lines
     assert "| 06 | PRM minus pass@1, paired | +0.032 | -0.001 to +0.065 | 1,500 problems |" in lines
     assert readme.not_run("05_visualprocessbench") in lines and readme.not_run("03_mc_labeling") in lines
