@@ -1,8 +1,8 @@
 """What a label costs and what it is worth: the same questions to every way of labeling, at every budget.
 
 A label is compared with three things: the truth about its step, the truth about its prefix, and the *reference*, the
-rate that hundreds of rollouts from the same prefix give, which is what all these labels estimate. Last steps are left
-out: every way of labeling settles them by the solution's own verdict.
+rate that hundreds of rollouts from the same prefix give, which is what all these labels estimate. Last steps that the
+solution's own verdict settles are left out: they cost nothing and are the same for every way of labeling.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _thin(record: StepLabels, k: int, n_drawn: int, seed: int, drawn: dict[str, 
 def step_rows(
     records: Sequence[StepLabels], problems: Sequence[Problem], reference: Mapping[str, float], floor: float
 ) -> pd.DataFrame:
-    """`label_quality.label_frame` without last steps, with `reference` (nan if unknown) and `reference_right`.
+    """`label_quality.label_frame` without last steps that a verdict settled, with `reference` (nan if unknown) and `reference_right`.
 
     reference_right: whether the reference rate is above `floor`, so that the policy can be said to still solve the
     problem from there; None where the rate is not known.
@@ -185,7 +185,9 @@ def step_rows(
     rates = pd.Series([reference.get(name, np.nan) for name in names], index=frame.index, dtype=float)
     right = (rates > floor).astype(object).where(rates.notna(), None)
     frame = frame.assign(reference=rates, reference_right=right)
-    return frame[~frame["last"].astype(bool)].reset_index(drop=True)
+    # the last step of a tree's path may be a prefix without success: rolled out, and the error that was searched for
+    settled = frame["last"].astype(bool) & (frame["n_rollouts"].fillna(1) <= 1)
+    return frame[~settled].reset_index(drop=True)
 
 
 def quality(rows: pd.DataFrame, threshold: float = 0.0, seed: int = 0) -> pd.DataFrame:

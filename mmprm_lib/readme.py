@@ -21,7 +21,7 @@ REFERENCE = "results/tiny"  # the reference run
 MARKER = re.compile(r"<!-- (begin|end): ([a-z_]+) -->")
 BEST_OF_N, BENCHMARK, LABELING = "06_best_of_n", "05_visualprocessbench", "03_mc_labeling"
 COST = "12_labeling_cost"
-ABLATIONS = {COST}  # read from results/ablations, where they ran at full size
+ABLATIONS = {COST}  # read from results/ablations, where they run at full size, once they have
 # what a row of the result says, the key of metrics.json, and what its n counts; {n} and {aggregator} are parameters
 ROWS = {
     BEST_OF_N: [
@@ -68,7 +68,9 @@ def result(reference: Path) -> str:
     """
     lines, missing = [], []
     for stage, rows in ROWS.items():
-        folder = (reference.parent / "ablations" if stage in ABLATIONS else reference) / stage
+        folder = reference.parent / "ablations" / stage
+        if stage not in ABLATIONS or read_manifest(folder) is None:
+            folder = reference / stage
         manifest = read_manifest(folder)
         if manifest is None:
             missing.append(stage)

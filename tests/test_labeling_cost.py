@@ -66,9 +66,18 @@ def test_thinned_labels_depend_on_the_seed_and_keep_what_was_not_sampled():
         labeling_cost.thinned(records, 9)
 
 
+def test_only_last_steps_that_a_verdict_settled_are_left_out():
+    solved = labels("p0/s0", [1.0, 1.0], n=1)  # its last step: one rollout, its own verdict
+    path = labels("p0/o0", [1.0, 0.0], n=16)  # a tree's path ends where nothing succeeded any more
+    frame = labeling_cost.step_rows([solved, path], [problem()], {}, 0.1)
+    assert frame[["solution_id", "place"]].values.tolist() == [["p0/s0", 1], ["p0/o0", 1], ["p0/o0", 2]]
+
+
 def rows(mc: list[list[float | None]], truth: list[list[int]], reference: float = 0.5, floor: float = 0.1):
     """Rows of one-solution problems; every prefix has the same reference rate."""
     records = [labels(f"p{i}/s0", m, truth=t) for i, (m, t) in enumerate(zip(mc, truth, strict=True))]
+    for record in records:  # the last step has its verdict
+        record.n_rollouts[-1], record.n_correct[-1] = 1, int(record.mc_score[-1])
     problems = [problem(f"p{i}") for i in range(len(mc))]
     rates = dict.fromkeys(labeling_cost.prefixes(records), reference)
     return labeling_cost.step_rows(records, problems, rates, floor)
