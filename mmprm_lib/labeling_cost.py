@@ -175,8 +175,9 @@ def _thin(record: StepLabels, k: int, n_drawn: int, seed: int, drawn: dict[str, 
 def step_rows(
     records: Sequence[StepLabels], problems: Sequence[Problem], reference: Mapping[str, float], floor: float
 ) -> pd.DataFrame:
-    """`label_quality.label_frame` without last steps that a verdict settled, with `reference` (nan if unknown) and `reference_right`.
+    """`label_quality.label_frame` without last steps that a verdict settled, with two more columns.
 
+    reference: the rate of the step's prefix, nan if it is not known.
     reference_right: whether the reference rate is above `floor`, so that the policy can be said to still solve the
     problem from there; None where the rate is not known.
     """
