@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,19 @@ from mmprm_lib import parameters, provenance
 from mmprm_lib.schema import write_bytes
 
 T = TypeVar("T")
+
+
+class _Bar(tqdm):
+    """A bar of this process alone.
+
+    tqdm's own lock is shared with forked processes, and one that is killed while it holds the lock stops all others
+    for ever; its monitor is a thread, which a fork may catch at any moment.
+    """
+
+    monitor_interval = 0
+
+
+_Bar.set_lock(threading.RLock())
 PROGRESS_INTERVAL_S = 30.0  # papermill keeps every refresh of a bar as an output of its own
 
 
@@ -46,7 +60,7 @@ def notebook_path(notebook: str) -> Path:
 def progress(items: Iterable[T], total: int | None = None, desc: str = "") -> Iterable[T]:
     """The same items, with a bar on stdout: lively where someone watches, every 30 s under papermill and in logs."""
     interval = 0.5 if is_interactive() else PROGRESS_INTERVAL_S
-    return tqdm(
+    return _Bar(
         items, total=total, desc=desc, mininterval=interval, maxinterval=interval, file=sys.stdout, dynamic_ncols=False
     )
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -469,3 +471,18 @@ def test_an_outdated_stage_loses_its_records_and_a_killed_one_keeps_them(tmp_pat
     assert left(finished) == {"mine.txt"}
     assert left(killed) == {"labels.jsonl", "labels.key", "mine.txt", "policy"}
     assert left(forced) == {"mine.txt", "policy"}
+
+
+def test_a_child_killed_in_the_middle_of_its_bar_does_not_stop_ours():
+    script = (
+        "import os, signal\nfrom mmprm_lib.run import progress\n"
+        "list(progress([0]))\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    progress([1]).get_lock().acquire()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.waitpid(child, 0)\n"
+        "print(list(progress([1, 2])))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert told.stdout.endswith("[1, 2]\n")
