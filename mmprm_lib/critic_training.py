@@ -60,13 +60,14 @@ def training_texts(
 def train(
     model: Any, processor: Any, records: Sequence[TeacherCritique], problems: Iterable[Problem],
     output_dir: str | Path, form: Format | str = "critique", *, verdict_weight: float = 1.0,
-    word_init: bool = False, trust_remote_code: bool = False, **options: Any,
+    error_weight: float = 1.0, word_init: bool = False, trust_remote_code: bool = False, **options: Any,
 ) -> tuple[Any, list[dict]]:  # fmt: skip
     """(model, history): the critic, tuned in place on critiques and saved in `output_dir`, and its loss curve.
 
     The loss is the cross-entropy of what the critic has to write; that of a verdict's first token counts
-    `verdict_weight` times (1 in the paper; a verdict is one token in about forty). `word_init`: with START_WORDS, see
-    `start_words`. `options` are those of `policy.tune`: learning_rate, epochs, lora_rank (0: all weights),
+    `verdict_weight` times (1 in the paper; a verdict is one token in about forty), that of all that is said of a wrong
+    step `error_weight` times (one judged step in eight is wrong; a critic that repeats what the step claims does well
+    without it). `word_init`: with START_WORDS, see `start_words`. `options` are those of `policy.tune`: learning_rate, epochs, lora_rank (0: all weights),
     freeze_vision, ... The last epoch is kept. A critic that `output_dir` holds is
     taken instead if it is the same one: base weights, texts, images and options. ValueError if nothing fits.
     """
@@ -75,11 +76,11 @@ def train(
     base = TransformersGenerator(model, processor).fingerprint
     learnt = [[p.problem_id, p.image_sha256, prompt, target] for p, prompt, target in texts]
     words = START_WORDS if word_init else {}
-    key = fingerprint(["critic", FORMAT, base, fingerprint(learnt), verdict_weight, words, options])
+    key = fingerprint(["critic", FORMAT, base, fingerprint(learnt), verdict_weight, error_weight, words, options])
     if (again := policy.taken(output_dir, key, model, trust_remote_code)) is not None:
         return again
     start_words(model, processor.tokenizer, words)
-    weigh = loss_weights(processor.tokenizer, form, verdict_weight)
+    weigh = loss_weights(processor.tokenizer, form, verdict_weight, error_weight)
     tuned = policy.tune(model, processor, texts, output_dir, weigh=weigh, **options)
     write_bytes(Path(output_dir) / FORM_FILE, [json.dumps({"format": FORMAT, "fields": form.fields}).encode(), b"\n"])
     return policy.kept(output_dir, key, tuned)
@@ -108,26 +109,31 @@ def start_words(model: Any, tokenizer: Any, like: Mapping[str, str]) -> None:
         table[place] = row
 
 
-def loss_weights(tokenizer: Any, form: Format, weight: float = 1.0) -> policy.Weigh:
+def loss_weights(tokenizer: Any, form: Format, weight: float = 1.0, error_weight: float = 1.0) -> policy.Weigh:
     """A function: the tokens of a critique -> the weight of each in the loss.
 
-    `weight` at the first token of every verdict; 0 for what decoding puts there: the step, up to the first cue of its
-    block, and the cue of the correction; 1 elsewhere.
+    0 for what decoding puts there: the step, up to the first cue of its block, and the cue of the correction. `weight`
+    at the first token of every verdict. `error_weight` in what is written of a wrong step but for its verdict (a heavier
+    "Incorrect" would be written in any place), its correction included. Else 1.
     """
     rule = ChoiceRule(tokenizer, VERDICT_CUE, VERDICTS)
     cues = (CORRECTION_CUE, CUES[form.fields[0]] if form.fields else VERDICT_CUE)
 
     def weigh(ids: list[int]) -> list[float]:
-        weights, line, given = [], "", True
+        weights, line, given, begun, wrong, verdicts = [], "", True, 0, len(ids), set()
         for k, piece in enumerate(tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)):
             verdict = rule.ends(ids[max(0, k - rule.tail) : k])
             weights.append(weight if verdict else 0.0 if given else 1.0)
+            if verdict:
+                verdicts.add(k)
+                wrong = begun if ids[k] == rule.ids[1] else wrong
             line += piece
             if line.endswith(BLOCK_SEPARATOR):
                 given = True
             elif given and line.rpartition("\n")[2] in cues:
-                given = False
+                given, begun = False, k + 1
             line = line[-MAX_LINE:]
-        return weights
+        # nothing but its correction comes after a wrong step
+        return [w * error_weight if k >= wrong and k not in verdicts else w for k, w in enumerate(weights)]
 
     return weigh

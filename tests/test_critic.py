@@ -159,6 +159,17 @@ def test_a_verdicts_first_token_has_its_weight_and_what_is_put_there_has_none(re
     assert kept == " Correct\n\n Incorrect\n\n Bar B is 5"
 
 
+def test_what_is_said_of_a_wrong_step_may_weigh_more_but_not_its_verdict(records, random):
+    tokenizer = random[1].tokenizer
+    ids = tokenizer(critique.render(records[1].critique, steps=BAD), add_special_tokens=False)["input_ids"]
+    weights = loss_weights(tokenizer, FORM, 3.0, 5.0)(ids)
+    heavy = tokenizer.decode([t for t, w in zip(ids, weights, strict=True) if w == 5.0])
+    assert heavy == " Read 1\nImage: Bar is 1\nLogic: 8\nJudgement:\n\n Bar B is 5"
+    assert [tokenizer.decode([t]) for t, w in zip(ids, weights, strict=True) if w == 3.0] == [" Correct", " Incorrect"]
+    right = tokenizer(critique.render(records[0].critique), add_special_tokens=False)["input_ids"]
+    assert loss_weights(tokenizer, FORM, 3.0, 5.0)(right) == loss_weights(tokenizer, FORM, 3.0)(right)
+
+
 def test_a_word_starts_as_another_one_if_it_is_wanted(random):
     model, processor = tiny()
     tokenizer, table = processor.tokenizer, model.get_input_embeddings().weight.data
