@@ -1,10 +1,8 @@
 """What a teacher who knows the truth says of a step, in the words of the world's vocabulary.
 
 The intent names what is needed there, the image what the figure and the steps before give for it, the logic sets the
-right step beside the step itself. The right side always comes first, so that a model that learns to write such text
-reads and computes by itself before it repeats a claim; that the two sides differ is all that a verdict needs. The whole
-step is said again, right before its verdict: a small model compares a value with what it expects where it stands
-(with the value alone, and the step some forty tokens away, our critic did not learn to tell right from wrong).
+right result beside what the step says. The right side always comes first, so that a model that learns to write such
+text reads and computes by itself before it repeats a claim; that the two sides differ is all that a verdict needs.
 """
 
 import random
@@ -79,8 +77,7 @@ def _task(problem, prefix: list[str], step: str, judged: StepTruth) -> Task:
     if match := READ.fullmatch(text):
         key = parts(problem.scene["family"], problem.scene["values"]).get(match[1])
         value = problem.scene["values"].get(key)
-        shown = f"{match[1]} is {value}"
-        return left[0] if key is None else Task("read", match[1], [shown], shown, str(value), {})
+        return left[0] if key is None else Task("read", match[1], [f"{match[1]} is {value}"], text, str(value), {})
     if match := CALC.fullmatch(text):
         same = [t for t in tasks(problem) if (t.item.get("head"), t.item.get("op")) == (match[1], match[3])]
         same.sort(key=lambda t: (sorted(t.said.split()) != sorted(match[0].partition(": ")[2].split()), t not in left))
@@ -90,11 +87,15 @@ def _task(problem, prefix: list[str], step: str, judged: StepTruth) -> Task:
     return left[0]
 
 
-def _options(problem, text: str) -> list[str]:
-    """What the options say of an answer by its letter, and of the right one."""
+def _sides(problem, task: Task, step: str) -> tuple[str, str, list[str]]:
+    """What is right, what the step says of it, and the facts; an option's letter is looked up in the options."""
+    head, claim = step.strip().rpartition(" ")[::2] if task.kind != "deduce" else step.strip().split(": ", 1)
+    if task.kind != "answer":
+        return task.said, claim, task.facts
     options = dict(zip("ABCD", problem.choices, strict=False))
-    named = [text.rpartition(" ")[2], problem.answer]
-    return [f"{k} is {options[k]}" for k in dict.fromkeys(named) if k in options]
+    if claim in options:
+        return task.said, options[claim], [*task.facts, f"{claim} is {options[claim]}"]
+    return problem.answer, claim, task.facts + [f"{k} is {v}" for k, v in options.items() if k == problem.answer]
 
 
 def explain(problem, prefix: list[str], step: str, rng: random.Random) -> Explanation:
@@ -102,18 +103,23 @@ def explain(problem, prefix: list[str], step: str, rng: random.Random) -> Explan
 
     The two sides of the logic are alike exactly where the step is right.
     """
-    judged, text = check_step(problem, prefix, step), " ".join(step.split())
+    judged, text = check_step(problem, prefix, step), step.strip()
     if text in NEUTRAL:
         return Explanation(*(rng.choice(words) for words in SILENT))
     task = _task(problem, prefix, step, judged)
     form = {"read": READ, "deduce": CALC, "answer": ANSWER}[task.kind]
-    right, facts = task.text, task.facts
-    if form.fullmatch(text) and task.kind == "answer":
-        facts = facts + _options(problem, text)
-    elif task.kind == "deduce" and judged.truth == 1:
-        right = text  # the same operands in another order
+    if form.fullmatch(text) and (task.kind == "answer" or text.split(":")[0].startswith(_head(task))):
+        right, claim, facts = _sides(problem, task, step)
+        if task.kind == "deduce" and judged.truth == 1:
+            right = claim  # the same operands in another order
+    else:
+        right, claim, facts = task.text, " ".join(text.split()), task.facts
     intent = rng.choice(INTENTS[task.kind]).format(task.name)
-    return Explanation(intent, rng.choice(IMAGES).format(", ".join(facts)), rng.choice(LOGICS).format(right, text))
+    return Explanation(intent, rng.choice(IMAGES).format(", ".join(facts)), rng.choice(LOGICS).format(right, claim))
+
+
+def _head(task: Task) -> str:
+    return f"{task.name} is" if task.kind == "read" else task.item["head"]
 
 
 def correction(problem, prefix: list[str], step: str) -> str:
