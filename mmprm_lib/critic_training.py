@@ -65,11 +65,12 @@ def train(
     """(model, history): the critic, tuned in place on critiques and saved in `output_dir`, and its loss curve.
 
     The loss is the cross-entropy of what the critic has to write; that of a verdict's first token counts
-    `verdict_weight` times (1 in the paper; a verdict is one token in about forty), that of all that is said of a wrong
-    step `error_weight` times (one judged step in eight is wrong; a critic that repeats what the step claims does well
-    without it). `word_init`: with START_WORDS, see `start_words`. `options` are those of `policy.tune`: learning_rate, epochs, lora_rank (0: all weights),
-    freeze_vision, ... The last epoch is kept. A critic that `output_dir` holds is
-    taken instead if it is the same one: base weights, texts, images and options. ValueError if nothing fits.
+    `verdict_weight` times (1 in the paper; a verdict is one token in about forty), that of all else that is said of a
+    wrong step `error_weight` times (1 in the paper; one judged step in eight is wrong, and to repeat what the step
+    claims is right in the other seven). `word_init`: with START_WORDS, see `start_words`. `options` are those of
+    `policy.tune`: learning_rate, epochs, lora_rank (0: all weights), freeze_vision, ... The last epoch is kept. A
+    critic that `output_dir` holds is taken instead if it is the same one: base weights, texts, images and options.
+    ValueError if nothing fits.
     """
     form = FORMATS[form] if isinstance(form, str) else form
     texts = training_texts(processor, records, problems, form)
@@ -113,8 +114,8 @@ def loss_weights(tokenizer: Any, form: Format, weight: float = 1.0, error_weight
     """A function: the tokens of a critique -> the weight of each in the loss.
 
     0 for what decoding puts there: the step, up to the first cue of its block, and the cue of the correction. `weight`
-    at the first token of every verdict. `error_weight` in what is written of a wrong step but for its verdict (a heavier
-    "Incorrect" would be written in any place), its correction included. Else 1.
+    at the first token of every verdict. `error_weight` in what else is written of a wrong step, its correction included
+    (not at the verdict: a heavier "Incorrect" would be written in any place). Else 1.
     """
     rule = ChoiceRule(tokenizer, VERDICT_CUE, VERDICTS)
     cues = (CORRECTION_CUE, CUES[form.fields[0]] if form.fields else VERDICT_CUE)
