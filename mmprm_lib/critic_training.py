@@ -66,8 +66,8 @@ def train(
 
     The loss is the cross-entropy of what the critic has to write; that of a verdict's first token counts
     `verdict_weight` times (1 in the paper; a verdict is one token in about forty), that of all else that is said of a
-    wrong step `error_weight` times (1 in the paper; one judged step in eight is wrong, and to repeat what the step
-    claims is right in the other seven). `word_init`: with START_WORDS, see `start_words`. `options` are those of
+    wrong step `error_weight` times (1 in the paper; most judged steps are right, so that a critic which puts its own
+    reading for the step's is seldom told). `word_init`: with START_WORDS, see `start_words`. `options` are those of
     `policy.tune`: learning_rate, epochs, lora_rank (0: all weights), freeze_vision, ... The last epoch is kept. A
     critic that `output_dir` holds is taken instead if it is the same one: base weights, texts, images and options.
     ValueError if nothing fits.

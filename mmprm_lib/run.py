@@ -27,19 +27,6 @@ from mmprm_lib import parameters, provenance
 from mmprm_lib.schema import write_bytes
 
 T = TypeVar("T")
-
-
-class _Bar(tqdm):
-    """A bar of this process alone.
-
-    tqdm's own lock is shared with forked processes, and one that is killed while it holds the lock stops all others
-    for ever; its monitor is a thread, which a fork may catch at any moment.
-    """
-
-    monitor_interval = 0
-
-
-_Bar.set_lock(threading.RLock())
 PROGRESS_INTERVAL_S = 30.0  # papermill keeps every refresh of a bar as an output of its own
 
 
@@ -55,6 +42,19 @@ def check_parameters(notebook: str, namespace: Mapping[str, Any]) -> dict[str, A
 def notebook_path(notebook: str) -> Path:
     """The source of a notebook, by its name without the suffix."""
     return provenance.below(provenance.project_root() / "notebooks", f"{notebook}.ipynb")
+
+
+class _Bar(tqdm):
+    """A bar of this process alone.
+
+    tqdm's own lock is shared with forked processes, and one that is killed while it holds the lock stops all others
+    for ever; its monitor is a thread, which a fork may catch at any moment.
+    """
+
+    monitor_interval = 0
+
+
+_Bar.set_lock(threading.RLock())
 
 
 def progress(items: Iterable[T], total: int | None = None, desc: str = "") -> Iterable[T]:

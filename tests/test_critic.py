@@ -215,12 +215,26 @@ def test_the_same_critic_is_not_trained_twice_and_another_one_is(problems, recor
     assert same == history and torch.equal(again.lm_head.weight, model.lm_head.weight)
     kept = (tmp_path / "training.json").read_text()
     changes = [{"learning_rate": 2e-3}, {"verdict_weight": 2.0}, {"form": "verdict_only"}, {"some": records[:1]}]
-    changes.append({"word_init": True})
+    changes += [{"word_init": True}, {"error_weight": 2.0}]
     for change in changes:
         (tmp_path / "training.json").write_text(kept)
         with pytest.raises(pytest.fail.Exception):
             once(**change)
     assert json.loads(kept)["history"] == history
+
+
+def test_both_weights_reach_the_training(problems, records, tmp_path, monkeypatch):
+    class Caught(Exception):
+        pass
+
+    def tune(model, processor, texts, output_dir, weigh, **options):
+        raise Caught({w for *_, target in texts for w in weigh(processor.tokenizer(target)["input_ids"])})
+
+    monkeypatch.setattr(policy, "tune", tune)
+    weights = {"verdict_weight": 3.0, "error_weight": 5.0}
+    with pytest.raises(Caught) as caught:
+        critic.train(*tiny(), records[1:2], problems, tmp_path, learning_rate=1e-3, **weights)
+    assert caught.value.args[0] == {0.0, 1.0, 3.0, 5.0}
 
 
 # -- judging
