@@ -2,8 +2,9 @@
 
 Source: GM-PRM (arXiv:2508.04088): the score of a step is the probability of "Correct". How the critique is decoded and
 how the probability is normalised is not published. Ours, for one step after the other: the step is put there, the
-words about it are free, the verdict is one forced token (GenPRM, ThinkPRM), p_correct = p("Correct") / (p("Correct") +
-p("Incorrect")), and the correction follows where the verdict is Incorrect. All solutions go side by side, step by step.
+words about it are free, the step is put there once more, the verdict is one forced token (GenPRM, ThinkPRM), p_correct
+= p("Correct") / (p("Correct") + p("Incorrect")), and the correction follows where the verdict is Incorrect. All
+solutions go side by side, and none of their texts is computed twice.
 """
 
 from __future__ import annotations
@@ -17,14 +18,24 @@ from typing import Any
 
 from . import critique as critiques
 from .critic_training import train, training_texts
-from .critique import BLOCK_SEPARATOR, CORRECTION_CUE, CUES, FORMATS, INSTRUCTION, VERDICT_CUE, VERDICTS, Format
+from .critique import (
+    BLOCK_SEPARATOR,
+    CORRECTION_CUE,
+    CUES,
+    FORMATS,
+    INSTRUCTION,
+    STEP_CUE,
+    VERDICT_CUE,
+    VERDICTS,
+    Format,
+)
 from .generation import ChoiceSampling, Completion, Request, TransformersGenerator
 from .labeling import _named, _resumed
 from .schema import Critique, Problem, Solution, fingerprint
 
 __all__ = ["Critic", "Options", "critiques_to", "step_scores", "train", "training_texts", "vote"]
 
-FORMAT = 2  # of the critiques: a change of what they hold changes the keys of their files
+FORMAT = 3  # of the critiques: a change of what they hold changes the keys of their files
 NOT_WRITTEN = "-"  # stands in a field that was cut before it began
 COUNTS = ("n_critiques", "n_reused", "n_verdicts", "n_low_coverage", "n_forced", "n_unreadable", "n_tokens")
 LOW_COVERAGE = 0.5  # both verdicts together: under it, the model wanted to write something else
@@ -60,7 +71,7 @@ class Options:
         """How the tokens of a critique are drawn."""
         return ChoiceSampling(
             self.temperature, self.top_p, max_new_tokens=self.step_tokens, seed=self.seed, cue=VERDICT_CUE,
-            choices=VERDICTS, take=0 if self.judge_all else -1, stop=(BLOCK_SEPARATOR,),
+            choices=VERDICTS, take=0 if self.judge_all else -1, stop=(BLOCK_SEPARATOR, f"\n{STEP_CUE}"),
         )  # fmt: skip
 
 
@@ -127,23 +138,23 @@ class Critic:
         chosen, by_id = Options(**options), {p.problem_id: p for p in problems}
         works: dict[str, _Work] = {}
         ready: list[Critique] = []
-        wave, n = self._requests(by_id, solutions, chosen, works, ready), chosen.n_votes
-        while True:
-            later: list[Request] = []
-            for request, completions in self.generator.sample(wave, n, chosen.sampling):
-                key, _, chain = request.key.partition("/")
-                work = works[key]
-                for i, completion in enumerate(completions):
-                    later += self._advance(work, int(chain.partition("/")[0]) if chain else i, completion, chosen)
-                if not work.n_open:
-                    ready += self._finish(works.pop(work.key), chosen)
-                yield from ready
-                ready.clear()
+
+        def more(request: Request, sample: int, completion: Completion) -> Request | None:
+            key, _, chain = request.key.partition("/")
+            work, number = works[key], int(chain.partition("/")[0]) if chain else sample
+            follow = self._advance(work, number, completion, chosen)
+            if not work.n_open:
+                ready.extend(self._finish(works.pop(key), chosen))
+            return follow
+
+        requests = self._requests(by_id, solutions, chosen, works, ready)
+        for request, completions in self.generator.sample(requests, chosen.n_votes, chosen.sampling, more):
+            for i, completion in enumerate(completions):
+                if completion.error:  # it could not be asked
+                    more(request, i, completion)
             yield from ready
             ready.clear()
-            if not later:
-                return
-            wave, n = later, 1
+        yield from ready
 
     def _requests(
         self, problems: dict[str, Problem], solutions: Iterable[Solution], options: Options, works: dict[str, _Work],
@@ -172,8 +183,8 @@ class Critic:
                 works[key] = _Work(key, problem, steps, [solution.solution_id], chains, options.n_votes)
                 yield Request(problem, (), key, INSTRUCTION, begin)
 
-    def _advance(self, work: _Work, number: int, completion: Completion, options: Options) -> list[Request]:
-        """The request that goes on with a chain: the verdict that is due, the next step, the correction; or nothing."""
+    def _advance(self, work: _Work, number: int, completion: Completion, options: Options) -> Request | None:
+        """The request that goes on with a chain: the verdict that is due, the next step, the correction; or None."""
         chain, n_read = work.chains[number], len(work.chains[number].probs)
         self.counts["n_tokens"] += completion.n_tokens
         chain.n_tokens += completion.n_tokens
@@ -185,16 +196,18 @@ class Critic:
         if chain.error or hopeless or chain.correcting or len(completion.choice_probs) > 1:
             more = ""
         elif due:
-            self.counts["n_forced"] += 1
-            more = _up_to_the_verdict(chain.text, chain.begun, self.form)
+            said = chain.text[chain.begun :]
+            awaited = completion.finish_reason == "stop" and f"\n{CUES[self.form.fields[-1]]}" in said  # the step
+            self.counts["n_forced"] += not awaited
+            more = _up_to_the_verdict(chain.text, chain.begun, self.form, work.steps[n_read])
         else:
             more = self._next(work, chain, n_read + 1, options)
         if not more:
             work.n_open -= 1
-            return []
+            return None
         chain.text, chain.n_asked = more, chain.n_asked + 1
-        # named by how often was asked, so that neither the batch nor the wave matters
-        return [Request(work.problem, (), f"{work.key}/{number}/{chain.n_asked}", INSTRUCTION, more)]
+        # named by how often was asked, so that the batch does not matter
+        return Request(work.problem, (), f"{work.key}/{number}/{chain.n_asked}", INSTRUCTION, more)
 
     def _next(self, work: _Work, chain: _Chain, k: int, options: Options) -> str:
         """The text of a chain up to where it goes on after the verdict on step k; "" if nothing is left to say."""
@@ -211,7 +224,7 @@ class Critic:
         if chain.n_tokens < options.max_new_tokens:
             return text
         self.counts["n_forced"] += 1
-        return _up_to_the_verdict(text, chain.begun, self.form)
+        return _up_to_the_verdict(text, chain.begun, self.form, step)
 
     def _finish(self, work: _Work, options: Options) -> list[Critique]:
         """The critique, once for each of the solutions."""
@@ -234,21 +247,21 @@ def _unreadable(solution_id: str, why: str) -> Critique:
     return Critique(solution_id=solution_id, steps=[], first_error=None, corrected_step=None, parse=f"failed: {why}")
 
 
-def _up_to_the_verdict(text: str, begun: int, form: Format) -> str:
-    """A text that was cut, up to and with the next verdict's cue; fields it did not reach hold NOT_WRITTEN.
+def _up_to_the_verdict(text: str, begun: int, form: Format, step: str) -> str:
+    """A text that awaits its step once more, or was cut, up to and with the next verdict's cue.
 
-    begun: where the words about the present step begin.
+    Fields that it did not reach hold NOT_WRITTEN. begun: where the words about the present step begin.
     """
-    head, block = text[:begun], text[begun:].rstrip("\n")
-    if block.endswith(VERDICT_CUE):
-        return head + block
+    head, block = text[:begun], text[begun:]
+    for cue in (STEP_CUE, VERDICT_CUE):
+        block = block.removesuffix(f"\n{cue}").rstrip("\n")
     lines = [block]
     for name in form.fields:
         if f"\n{CUES[name]}" not in block:
             lines.append(f"{CUES[name]} {NOT_WRITTEN}")
         elif block.rstrip().endswith(f"\n{CUES[name]}"):
             lines[0] = f"{block.rstrip()} {NOT_WRITTEN}"
-    return head + "\n".join([*lines, VERDICT_CUE])
+    return head + "\n".join([*lines, critiques.closing(form, step)])
 
 
 def _read(chain: _Chain, n_steps: int, form: Format, judge_all: bool) -> Critique:

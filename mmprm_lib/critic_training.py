@@ -19,6 +19,7 @@ from .critique import (
     CUES,
     FORMATS,
     INSTRUCTION,
+    STEP_CUE,
     VERDICT_CUE,
     VERDICTS,
     Format,
@@ -42,7 +43,7 @@ START_WORDS = {
 }  # fmt: skip
 MAX_LINE = 64  # characters that are looked back at: longer than any cue
 FORM_FILE = "critic.json"  # beside the weights: what this critic writes
-FORMAT = 2  # of the training texts: a change of what they hold changes the key of every critic
+FORMAT = 3  # of the training texts: a change of what they hold changes the key of every critic
 
 
 def training_texts(
@@ -113,15 +114,16 @@ def start_words(model: Any, tokenizer: Any, like: Mapping[str, str]) -> None:
 def loss_weights(tokenizer: Any, form: Format, weight: float = 1.0, error_weight: float = 1.0) -> policy.Weigh:
     """A function: the tokens of a critique -> the weight of each in the loss.
 
-    0 for what decoding puts there: the step, up to the first cue of its block, and the cue of the correction. `weight`
-    at the first token of every verdict. `error_weight` in what else is written of a wrong step, its correction included
-    (not at the verdict: a heavier "Incorrect" would be written in any place). Else 1.
+    0 for what decoding puts there: the step, up to the first cue of its block, the step once more, up to the verdict,
+    and the cue of the correction. `weight` at the first token of every verdict. `error_weight` in what else is written
+    of a wrong step, its correction included (not at the verdict: a heavier "Incorrect" would be written in any place).
+    Else 1.
     """
     rule = ChoiceRule(tokenizer, VERDICT_CUE, VERDICTS)
     cues = (CORRECTION_CUE, CUES[form.fields[0]] if form.fields else VERDICT_CUE)
 
     def weigh(ids: list[int]) -> list[float]:
-        weights, line, given, begun, wrong, verdicts = [], "", True, 0, len(ids), set()
+        weights, line, given, again, begun, wrong, verdicts = [], "", True, False, 0, len(ids), set()
         for k, piece in enumerate(tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)):
             verdict = rule.ends(ids[max(0, k - rule.tail) : k])
             weights.append(weight if verdict else 0.0 if given else 1.0)
@@ -129,9 +131,14 @@ def loss_weights(tokenizer: Any, form: Format, weight: float = 1.0, error_weight
                 verdicts.add(k)
                 wrong = begun if ids[k] == rule.ids[1] else wrong
             line += piece
+            last = line.rpartition("\n")[2]
             if line.endswith(BLOCK_SEPARATOR):
-                given = True
-            elif given and line.rpartition("\n")[2] in cues:
+                given, again = True, False
+            elif not given and last == STEP_CUE:
+                given, again = True, True
+            elif given and again and last == VERDICT_CUE:
+                given, again = False, False
+            elif given and not again and last in cues:
                 given, begun = False, k + 1
             line = line[-MAX_LINE:]
         # nothing but its correction comes after a wrong step

@@ -7,14 +7,16 @@ here are ours. They are text and not JSON, because `json.loads` turns "\\frac" i
     Step 1: Bar A is 7
     Intent: Read bar A
     Image: Bar A is 4
-    Logic: 4, the Step: 7
+    Logic: Bar A is 4
+    Step: Bar A is 7
     Judgement: Incorrect
 
     Correct Step: Bar A is 4
 
 Every further line of a field is indented by two spaces, so that no text inside a field can pass for a tag. The step
-itself is never the critic's to write: it is put there, one step after the other, so that what is judged stands next to
-what is said of it, and neither a number nor a step can be miscounted (GenPRM shows its paragraphs one by one, too).
+itself is never the critic's to write: it is put there, one step after the other, before what is said of it (GenPRM
+shows its paragraphs one by one, too) and once more right before the verdict, so that nothing can be miscounted or
+misquoted: a small critic that has just read a 4 in the figure would write that the step says 4, too.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ INSTRUCTION = "\nJudge each Step."  # of the words that are one token each for t
 BLOCK_SEPARATOR = "\n\n"
 FIELDS = ("intent", "image", "logic")
 CUES = {"intent": "Intent:", "image": "Image:", "logic": "Logic:"}
+STEP_CUE = "Step:"  # where the step is put once more
 VERDICT_CUE = "Judgement:"
 VERDICTS = (" Correct", " Incorrect")  # the text right after VERDICT_CUE; their first tokens are what is compared
 CORRECTION_CUE = "Correct Step:"
@@ -98,11 +101,16 @@ def block(k: int, step: CritiqueStep, form: Format = FORMATS["critique"], text: 
     """
     lines = [header(k, text)]
     for name in form.fields:
-        text = getattr(step, name).strip()
-        if not text:
+        said = getattr(step, name).strip()
+        if not said:
             raise ValueError(f"step {k} has no {name}: a critique of this form needs {', '.join(form.fields)}")
-        lines.append(f"{CUES[name]} {_indented(text)}")
-    return "\n".join([*lines, VERDICT_CUE])
+        lines.append(f"{CUES[name]} {_indented(said)}")
+    return "\n".join([*lines, closing(form, text)])
+
+
+def closing(form: Format = FORMATS["critique"], text: str = "") -> str:
+    """How a block ends: the step's own text once more, if words stand between it and the verdict, and VERDICT_CUE."""
+    return f"{STEP_CUE} {_indented(text)}\n{VERDICT_CUE}" if form.fields and text else VERDICT_CUE
 
 
 def render(critique: Critique, form: Format = FORMATS["critique"], steps: Sequence[str] = ()) -> str:
@@ -174,9 +182,9 @@ def verdict_ids(tokenizer: Any) -> tuple[int, int]:
 # -- reading
 
 _HEADER = re.compile(r"[#-]* ?\**step (\d+)(?:[*:. ]*|\**:\**? .*)", re.IGNORECASE)
-_FIELD = re.compile(r"[#-]* ?\**(intent|image|logic|judge?ment|correct(?:ed)? step)\**:\** ?(.*)", re.IGNORECASE)
+_FIELD = re.compile(r"[#-]* ?\**(intent|image|logic|step|judge?ment|correct(?:ed)? step)\**:\** ?(.*)", re.IGNORECASE)
 _VERDICT = re.compile(r"[*\s]*(correct|incorrect)[*.\s]*", re.IGNORECASE)
-_NAMES = {"judgment": "judgement", "corrected step": "correct step"}
+_NAMES = {"judgment": "judgement", "corrected step": "correct step", "step": "once more"}
 
 
 class _Malformed(ValueError):
@@ -219,8 +227,8 @@ def _items(text: str) -> list[tuple[str, str]]:
             items.append((_NAMES.get(name, name), [found[2]]))
         elif items and items[-1][0] in (*FIELDS, "correct step"):
             items[-1][1].append(line.removeprefix(INDENT))
-        elif items and items[-1][0] == "step" and line.startswith(INDENT):
-            continue  # of the step itself, that is restated there
+        elif items and items[-1][0] in ("step", "once more") and line.startswith(INDENT):
+            continue  # of the step itself
         elif line.strip():
             where = f"after {items[-1][0]} {items[-1][1][0]}" if items else "before the first step"
             raise _Malformed(f"text {where[:40]!r} that is in no field: {line[:40]!r}")
@@ -245,6 +253,8 @@ def _read(items: list[tuple[str, str]], form: Format) -> tuple[list[CritiqueStep
             corrected = text
         elif fields is None:
             raise _Malformed(f"{name} stands outside of a step, after step {len(steps)}")
+        elif name == "once more":
+            continue
         elif name == "judgement":
             steps.append(_step(len(steps) + 1, fields, text, form))
             fields = None

@@ -1,9 +1,10 @@
 """How good critiques are: those that a critic learns from, its verdicts on a benchmark, and its corrections.
 
 GM-PRM (arXiv:2508.04088) stops at the first error, VisualProcessBench wants a verdict on every step, so both readings
-are here: `verdict_scores` of critiques that judge all steps (`judge_all` of `critic.Options`), `stop_scores` of those
-that stop. Both are step scores as `evaluation` takes them; the steps of a critique that could not be read have None,
-which counts as judged wrongly. What is right is known in the embedded world only; elsewhere those tables are empty.
+are here: `verdict_scores` of critiques that judge all steps (`judge_all` of `critic.Options`), which `running` holds to
+what comes before, and `stop_scores` of those that stop. They are step scores as `evaluation` takes them; the steps of a
+critique that could not be read have None, which counts as judged wrongly. What is right is known in the embedded world
+only; elsewhere those tables are empty.
 """
 
 from __future__ import annotations
@@ -147,6 +148,18 @@ def verdict_scores(critiques: Iterable[Critique], solutions: Iterable[Solution])
             raise ValueError(f"{name!r}: {found}; critique it with judge_all=True")
         scores[solution.solution_id] = list(step_scores(critique, n)) or [None] * n
     return scores
+
+
+def running(scores: StepScores) -> dict[str, list[float | None]]:
+    """solution_id -> for every step the product of the scores up to it: that it is right and rests on right ones.
+
+    The soft form of the rule that what follows an error is wrong, and what a Monte Carlo label says of a step: a critic
+    that has written "Correct" after a wrong step believes in it from there on. None stays None.
+    """
+    return {
+        name: [None] * len(line) if None in line else [float(p) for p in np.cumprod(line)]
+        for name, line in scores.items()
+    }
 
 
 def stop_scores(critiques: Iterable[Critique], solutions: Iterable[Solution]) -> dict[str, list[float | None]]:

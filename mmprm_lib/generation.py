@@ -12,17 +12,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .asking import Completion, Finished, Generator, More, Request, failed
 from .choices import ChoiceRule, Probs
-from .decoding import ChoiceSampling, Ended, InverseCdf, Sampling, Sequence, Slots, uniforms
+from .decoding import ChoiceSampling, InverseCdf, Sampling, uniforms
 from .prompts import Prompt, Prompts, cut_at, stop_test, text_of
 from .schema import Problem, fingerprint
+from .slots import Ended, Sequence, Slots
 from .steps import policy_prompt, prefix_text
 
 __all__ = ["ChoiceSampling", "Completion", "Generator", "Request", "Sampling", "TransformersGenerator"]
@@ -30,62 +32,8 @@ __all__ = ["ChoiceSampling", "Completion", "Generator", "Request", "Sampling", "
 # Models that need nothing but pixels, positions 0, 1, 2, ... and plain attention; others go through `model.generate`.
 SLOT_MODELS = ("llava", "internvl")
 CUE_TOKENS = 256  # of the text before a completion, at most so many are searched for a cue
+PREPARING = (ValueError, OSError, TypeError, KeyError, IndexError)  # what a request may fail with by itself
 PREFILL_TOKENS = 8192  # per forward pass, so that long prompts do not fill the memory
-
-
-@dataclass(frozen=True)
-class Request:
-    """A problem and the steps to go on from. `key` names the request: it joins the answer to the question and seeds it.
-
-    Two requests of one key and one seed draw the same random numbers. Without a key, its content makes one.
-    `instruction` follows the question in the user turn (what a critic is asked); `opening` is text that the assistant
-    turn goes on from, after the steps of `prefix`.
-    """
-
-    problem: Problem
-    prefix: tuple[str, ...] = ()
-    key: str = ""
-    instruction: str = ""
-    opening: str = ""
-
-    @property
-    def seed_key(self) -> str:
-        """What the random numbers derive from, next to `Sampling.seed` and the number of the sample."""
-        more = [self.instruction, self.opening] if self.instruction or self.opening else []
-        return self.key or fingerprint([self.problem.problem_id, list(self.prefix), *more])
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A continuation. `text` ends before the stop string; `n_tokens` counts the end token; `error` says what failed.
-
-    `choice_probs`: of `ChoiceSampling`, the probability of each choice among all tokens, one tuple per cue in the text.
-    """
-
-    text: str
-    n_tokens: int
-    finish_reason: Literal["stop", "length", "error"]
-    error: str = ""
-    choice_probs: tuple[Probs, ...] = ()
-
-
-class Generator(Protocol):
-    """What draws samples. `fingerprint` names all that shapes a text beside the request and the sampling."""
-
-    name: str
-    n_generated_tokens: int
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def sample(
-        self, requests: Iterable[Request], n: int, sampling: Sampling
-    ) -> Iterator[tuple[Request, list[Completion]]]:
-        """Each request with its n completions, as they finish, in any order.
-
-        A request that fails comes back with n errors and costs itself alone.
-        """
-        ...
 
 
 @dataclass
@@ -97,10 +45,13 @@ class _Entry:
     ids: list[int]  # prompt and prefix
     budget: int
     before: list[int] = field(default_factory=list)  # the last tokens of the assistant turn so far, where cues matter
+    n: int = 1  # samples
     completions: dict[int, Completion] = field(default_factory=dict)
 
-
-Finished = tuple[Request, list[Completion]]
+    @property
+    def finished(self) -> list[Finished]:
+        """The request with its completions, once they are all there; else nothing."""
+        return [(self.request, [self.completions[i] for i in range(self.n)])] if len(self.completions) == self.n else []
 
 
 class TransformersGenerator:
@@ -138,12 +89,19 @@ class TransformersGenerator:
         words, eye = sorted(self.tokenizer.get_vocab().items()), self.processor.image_processor.to_json_string()
         return fingerprint([weights.hexdigest(), texts, words, eye, self.eos])
 
-    def sample(self, requests: Iterable[Request], n: int, sampling: Sampling) -> Iterator[Finished]:
-        """Each request with its n completions, as they finish. The iterable may be endless: it is read by windows."""
+    def sample(
+        self, requests: Iterable[Request], n: int, sampling: Sampling, more: More | None = None
+    ) -> Iterator[Finished]:
+        """Each request with its n completions, as they finish. The iterable may be endless: it is read by windows.
+
+        `more` is asked of every completion whether a text goes on from it, and gives the request for that: the same
+        problem and instruction, a longer opening. What both texts begin with is not computed again (with slots). Such
+        requests come back, too, with one completion each. What cannot be prepared is not asked about.
+        """
         if n < 1:
             raise ValueError(f"n is {n}: draw at least 1 sample per request")
         run = self._by_slots if self._fits_slots() else self._by_generate
-        return run(self._windows(requests, n, sampling), n, sampling)
+        return run(self._windows(requests, n, sampling), n, sampling, more or (lambda *_: None))
 
     def _fits_slots(self) -> bool:
         text = self.model.config.get_text_config()
@@ -164,14 +122,14 @@ class TransformersGenerator:
             entries = []
             for request in window:
                 try:
-                    entries.append(self._prepare(request, sampling))
-                except (ValueError, OSError, TypeError, KeyError, IndexError) as error:
-                    yield request, [Completion("", 0, "error", f"{type(error).__name__}: {error}")] * n
+                    entries.append(self._prepare(request, sampling, n))
+                except PREPARING as error:
+                    yield failed(request, n, error)
             # up, then down: the neighbours of two windows are of similar length, too
             yield from sorted(entries, key=lambda e: len(e.ids), reverse=downwards)
             downwards = not downwards
 
-    def _prepare(self, request: Request, sampling: Sampling) -> _Entry:
+    def _prepare(self, request: Request, sampling: Sampling, n: int = 1) -> _Entry:
         """The request as token ids; ValueError if its image cannot be used or it does not fit the context."""
         prompt = self.prompts.prompt(request.problem, request.instruction)
         before = self.prompts.prefix_ids(request.prefix, request.opening)
@@ -180,7 +138,19 @@ class TransformersGenerator:
             name = request.problem.problem_id
             raise ValueError(f"{name}: {len(ids)} tokens do not fit the model's context of {self.context}")
         tail = before[-CUE_TOKENS:] if isinstance(sampling, ChoiceSampling) else []
-        return _Entry(request, prompt, ids, min(sampling.max_new_tokens, self.context - len(ids)), tail)
+        return _Entry(request, prompt, ids, min(sampling.max_new_tokens, self.context - len(ids)), tail, n)
+
+    def _follow(self, entry: _Entry, sample: int, sampling: Sampling, more: More) -> _Entry | Finished | None:
+        """What goes on from a completion, prepared; with its error instead if that fails; None if it ends there."""
+        if (request := more(entry.request, sample, entry.completions[sample])) is None:
+            return None
+        try:
+            follow = self._prepare(request, sampling)
+        except PREPARING as error:
+            return failed(request, 1, error)
+        if follow.prompt.ids != entry.prompt.ids or request.problem != entry.request.problem:
+            raise ValueError(f"request {request.key!r} goes on from another question than {entry.request.key!r}")
+        return follow
 
     def _completion(
         self, tokens: list[int], reason: Literal["stop", "length"], sampling: Sampling, probs: tuple[Probs, ...] = ()
@@ -200,12 +170,14 @@ class TransformersGenerator:
 
     # -- decoding by slots
 
-    def _by_slots(self, feed: Iterator[_Entry | Finished], n: int, sampling: Sampling) -> Iterator[Finished]:
+    def _by_slots(
+        self, feed: Iterator[_Entry | Finished], n: int, sampling: Sampling, more: More
+    ) -> Iterator[Finished]:
         ends = stop_test(self.tokenizer, sampling.stop)
         rule, room = self._rule(sampling), max(self.batch_size, n)
         slots, drained = None, False
         while slots is None or not drained or slots.n_live:
-            free, ended = room - (slots.n_live if slots else 0), []
+            free = room - (slots.n_live if slots else 0)
             # to prefill for a few rows costs nearly as much as for many, so an eighth of the batch gathers first
             if not drained and free >= max(n, room // 8):
                 taken = list(islice(feed, free // n))
@@ -215,14 +187,32 @@ class TransformersGenerator:
                     slots = Slots(self.model, rows, sampling, self.eos, ends, rule)
                 yield from (item for item in taken if not isinstance(item, _Entry))
                 ended = self._admit(slots, [item for item in taken if isinstance(item, _Entry)], n, sampling)
+                yield from self._settle(slots, ended, sampling, more)
             if slots.n_live:
-                ended += self._step(slots, drained)
-            for end in ended:
-                entry: _Entry = end.sequence.owner
-                found = self._completion(end.tokens, end.finish_reason, sampling, end.choice_probs)
-                entry.completions[end.sequence.sample] = found
-                if len(entry.completions) == n:
-                    yield entry.request, [entry.completions[i] for i in range(n)]
+                yield from self._settle(slots, self._step(slots, drained), sampling, more)
+
+    def _settle(self, slots: Slots, ended: list[Ended], sampling: Sampling, more: More) -> list[Finished]:
+        """The requests that are finished with these sequences; where one goes on, its row does, too."""
+        finished: list[Finished] = []
+        for end in ended:
+            entry: _Entry = end.sequence.owner
+            found = self._completion(end.tokens, end.finish_reason, sampling, end.choice_probs)
+            entry.completions[end.sequence.sample] = found
+            finished += entry.finished
+            follow = self._follow(entry, end.sequence.sample, sampling, more)
+            if isinstance(follow, _Entry):
+                self._resume(slots, end, entry, follow, sampling)
+            elif follow:
+                finished.append(follow)
+        return finished
+
+    @torch.inference_mode()
+    def _resume(self, slots: Slots, end: Ended, entry: _Entry, follow: _Entry, sampling: Sampling) -> None:
+        computed = (entry.ids + end.tokens)[:-1]
+        most = min(len(computed), len(follow.ids) - 1)  # one token at least is fed
+        same = next((k for k in range(most) if computed[k] != follow.ids[k]), most)
+        sequence = Sequence(follow, 0, follow.budget, self._uniforms(follow, 0, sampling), follow.before)
+        slots.resume(end.row, sequence, len(computed) - same, follow.ids[same:])
 
     @torch.inference_mode()  # never around a `yield`: the caller would run in it, too
     def _step(self, slots: Slots, drained: bool) -> list[Ended]:
@@ -260,13 +250,23 @@ class TransformersGenerator:
 
     # -- decoding by `generate`
 
-    def _by_generate(self, feed: Iterator[_Entry | Finished], n: int, sampling: Sampling) -> Iterator[Finished]:
+    def _by_generate(
+        self, feed: Iterator[_Entry | Finished], n: int, sampling: Sampling, more: More
+    ) -> Iterator[Finished]:
         while taken := list(islice(feed, max(1, self.batch_size // n))):
             yield from (item for item in taken if not isinstance(item, _Entry))
-            entries = [item for item in taken if isinstance(item, _Entry)]
-            rows = self._generate([(e, i) for e in entries for i in range(n)], sampling) if entries else []
-            for i, entry in enumerate(entries):
-                yield entry.request, rows[i * n : (i + 1) * n]
+            samples = [(item, i) for item in taken if isinstance(item, _Entry) for i in range(n)]
+            while samples:
+                later: list[tuple[_Entry, int]] = []
+                for (entry, i), found in zip(samples, self._generate(samples, sampling), strict=True):
+                    entry.completions[i] = found
+                    yield from entry.finished
+                    follow = self._follow(entry, i, sampling, more)
+                    if isinstance(follow, _Entry):
+                        later.append((follow, 0))
+                    elif follow:
+                        yield follow
+                samples = later
 
     @torch.inference_mode()
     def _generate(self, samples: list[tuple[_Entry, int]], sampling: Sampling) -> list[Completion]:

@@ -97,10 +97,14 @@ def scripted(pair, *texts):
     """A critic whose model writes these texts, one per call; what was asked is in `asked`."""
     found, asked, said = Critic(*pair), [], list(texts)
 
-    def sample(requests, n, sampling):
-        for request in requests:
+    def sample(requests, n, sampling, more):
+        waiting = [(request, n) for request in requests]
+        for request, n in waiting:  # grows
             asked.append((request, n, sampling))
-            yield request, [said.pop(0) for _ in range(n)]
+            completions = [said.pop(0) for _ in range(n)]
+            follow = [more(request, i, c) for i, c in enumerate(completions) if not c.error]
+            waiting += [(f, 1) for f in follow if f is not None]
+            yield request, completions
 
     found.generator = SimpleNamespace(sample=sample, fingerprint="toy")
     return found, asked
@@ -140,7 +144,7 @@ def test_training_and_judging_see_the_same_tokens(problems, records, solutions, 
     [row], _ = policy.text_rows(learnt, [(p, prompt, target)])
     asked, generator = [], Critic(*random).generator
     found = Critic(*random)
-    found.generator = SimpleNamespace(sample=lambda requests, n, s: asked.extend(requests) or [], fingerprint="")
+    found.generator = SimpleNamespace(sample=lambda requests, n, s, more: asked.extend(requests) or [], fingerprint="")
     list(found.critique(problems, solutions[:1]))
     entry = generator._prepare(asked[0], critic.Options().sampling)
     assert row["input_ids"][: len(entry.ids)] == entry.ids
@@ -152,7 +156,10 @@ def test_a_verdicts_first_token_has_its_weight_and_what_is_put_there_has_none(re
     pairs = list(zip(ids, loss_weights(tokenizer, FORM, 3.0)(ids), strict=True))
     assert [tokenizer.decode([t]) for t, w in pairs if w == 3.0] == [" Correct", " Incorrect"]  # "+-"
     given = tokenizer.decode([t for t, w in pairs if w == 0.0])
-    assert given == "Step 1: Bar A is 3\nIntent:Step 2: Bar B is 4\nIntent:Correct Step:"
+    assert given == (
+        "Step 1: Bar A is 3\nIntent: Bar A is 3\nJudgement:"
+        "Step 2: Bar B is 4\nIntent: Bar B is 4\nJudgement:Correct Step:"
+    )
     assert {w for _, w in pairs} == {0.0, 1.0, 3.0}
     ids = tokenizer(critique.render(records[1].critique, FORMATS["verdict_only"], BAD))["input_ids"]
     kept = tokenizer.decode([t for t, w in zip(ids, loss_weights(tokenizer, FORMATS["verdict_only"])(ids)) if w])
@@ -164,7 +171,7 @@ def test_what_is_said_of_a_wrong_step_may_weigh_more_but_not_its_verdict(records
     ids = tokenizer(critique.render(records[1].critique, steps=BAD), add_special_tokens=False)["input_ids"]
     weights = loss_weights(tokenizer, FORM, 3.0, 5.0)(ids)
     heavy = tokenizer.decode([t for t, w in zip(ids, weights, strict=True) if w == 5.0])
-    assert heavy == " Read 1\nImage: Bar is 1\nLogic: 8\nJudgement:\n\n Bar B is 5"
+    assert heavy == " Read 1\nImage: Bar is 1\nLogic: 8\nStep:\n\n Bar B is 5"
     assert [tokenizer.decode([t]) for t, w in zip(ids, weights, strict=True) if w == 3.0] == [" Correct", " Incorrect"]
     right = tokenizer(critique.render(records[0].critique), add_special_tokens=False)["input_ids"]
     assert loss_weights(tokenizer, FORM, 3.0, 5.0)(right) == loss_weights(tokenizer, FORM, 3.0)(right)
@@ -331,7 +338,7 @@ def test_steps_are_put_before_the_model_one_by_one(problems, solutions, random):
     second = f"Step 2: Bar B is 4\nIntent:{said} Incorrect\n\n"
     openings = ["Step 1: Bar A is 3\nIntent:", first + "Step 2: Bar B is 4\nIntent:", first + second + "Correct Step:"]
     assert [request.opening for request, _, _ in asked] == openings
-    assert {request.instruction for request, _, _ in asked} == {INSTRUCTION} and asked[0][2].stop == ("\n\n",)
+    assert {request.instruction for request, _, _ in asked} == {INSTRUCTION} and asked[0][2].stop == ("\n\n", "\nStep:")
     assert len({request.key for request, _, _ in asked}) == 3
 
 
@@ -347,7 +354,8 @@ def test_a_cap_forces_the_verdict_and_the_critique_goes_on(problems, solutions, 
     verdict = say(" Incorrect", 0.25, coverage=0.4)
     judge, asked = scripted(random, say(first, finish="length"), verdict, say(" Bar A is 4"))
     [found] = judge.critique(problems, solutions[:1])
-    assert asked[1][0].opening == f"Step 1: Bar A is 3\nIntent:{first}\nLogic: -\n{VERDICT_CUE}" and asked[1][1] == 1
+    assert asked[1][0].opening == f"Step 1: Bar A is 3\nIntent:{first}\nLogic: -\nStep: Bar A is 3\n{VERDICT_CUE}"
+    assert asked[1][1] == 1
     assert (found.parse, found.first_error, found.corrected_step) == ("ok", 1, "Bar A is 4")
     assert found.steps[0].p_correct == pytest.approx(0.25)  # 0.1 / 0.4
     assert (judge.counts["n_forced"], judge.counts["n_low_coverage"], judge.counts["n_verdicts"]) == (1, 1, 1)
@@ -357,21 +365,24 @@ def test_a_cap_forces_the_verdict_and_the_critique_goes_on(problems, solutions, 
 def test_a_critique_that_is_long_enough_gets_its_verdicts_without_words(problems, solutions, random):
     judge, asked = scripted(random, RIGHT[0], say(" Correct", 0.9), say(" Correct", 0.8))
     [found] = judge.critique(problems, solutions[:1], max_new_tokens=8, step_tokens=8)  # the first block has eight
-    assert asked[1][0].opening.endswith("Step 2: Bar B is 5\nIntent: -\nImage: -\nLogic: -\nJudgement:")
+    assert asked[1][0].opening.endswith("Step 2: Bar B is 5\nIntent: -\nImage: -\nLogic: -\nStep: Bar B is 5\nJudgement:")
     assert found.parse == "ok" and [s.p_correct for s in found.steps] == pytest.approx([0.9, 0.9, 0.8])
     assert judge.counts["n_forced"] == 2
 
 
 @pytest.mark.parametrize(
     ("text", "end"),
-    [(" a\nImage: b\nLogic: c\nJudgement:", "Logic: c\nJudgement:"), (" a\nImage:", "Image: -\nLogic: -\nJudgement:"),
-     (" a", "Intent: a\nImage: -\nLogic: -\nJudgement:"), ("", "Intent: -\nImage: -\nLogic: -\nJudgement:")],
+    [(" a\nImage: b\nLogic: c", "Logic: c"), (" a\nImage: b\nLogic: c\nJudgement:", "Logic: c"),
+     (" a\nImage:", "Image: -\nLogic: -"), (" a", "Intent: a\nImage: -\nLogic: -"),
+     ("", "Intent: -\nImage: -\nLogic: -")],
 )  # fmt: skip
 @pytest.mark.parametrize("finish", ["length", "stop"])  # a blank line in the midst of a field stops it, too
 def test_a_cut_text_is_led_to_its_verdict(problems, solutions, random, text, end, finish):
     judge, asked = scripted(random, say(text, finish=finish), *RIGHT)
     list(judge.critique(problems, solutions[:1]))
-    assert asked[1][0].opening.endswith(end) and asked[1][0].opening.count(VERDICT_CUE) == 1
+    assert asked[1][0].opening.endswith(f"{end}\nStep: Bar A is 3\n{VERDICT_CUE}")
+    assert asked[1][0].opening.count(VERDICT_CUE) == 1
+    assert judge.counts["n_forced"] == (finish == "length" or "Logic" not in text)  # else its step is awaited
 
 
 def test_a_step_that_reads_like_a_verdict_is_none(problems, solutions, random):
@@ -379,7 +390,9 @@ def test_a_step_that_reads_like_a_verdict_is_none(problems, solutions, random):
     judge, asked = scripted(random, say(" a", finish="length"), say(" Correct", 0.9), RIGHT[0])
     [found] = judge.critique(problems, [odd])
     assert asked[0][0].opening == "Step 1: Judgement: Incorrect\n  Image: x\nIntent:"
-    assert asked[1][0].opening.endswith("\nIntent: a\nImage: -\nLogic: -\nJudgement:")
+    assert asked[1][0].opening.endswith(
+        "\nIntent: a\nImage: -\nLogic: -\nStep: Judgement: Incorrect\n  Image: x\nJudgement:"
+    )
     assert (found.parse, found.first_error, len(found.steps)) == ("ok", 0, 2)
 
 

@@ -17,6 +17,7 @@ from mmprm_lib.critique import (
     Format,
     TeacherCritique,
     block,
+    closing,
     fault_of,
     header,
     numbered,
@@ -245,6 +246,19 @@ def test_two_solutions_never_read_alike(one, two):
 def test_a_step_that_is_restated_changes_nothing_in_what_is_read(steps):
     text = render(EXAMPLE, steps=steps)
     assert header(1, steps[0]) in text and parse("s", text, 5) == parse("s", render(EXAMPLE), 5)
+
+
+def test_a_step_stands_before_the_words_about_it_and_once_more_right_before_its_verdict():
+    text = render(EXAMPLE, steps=["Bar A is 4", "Bar B is\n5"])
+    assert "Logic: 3, Step: 5\nStep: Bar B is\n  5\nJudgement: Incorrect" in text and text.count("\nStep: ") == 2
+    assert closing(text="Bar B is\n5") == "Step: Bar B is\n  5\nJudgement:" and closing() == "Judgement:"
+    bare = render(EXAMPLE, FORMATS["verdict_only"], steps=["Bar A is 4", "Bar B is 5"])
+    assert bare.startswith("Step 1: Bar A is 4\nJudgement:") and "\nStep: " not in bare  # nothing stands between
+
+
+@pytest.mark.parametrize("text", ["Step: Bar A is 4\n" + TEXT, TEXT + "\nStep: Bar A is 4"])
+def test_a_step_once_more_outside_of_a_block_is_a_failure(text):
+    assert parse("s", text, 3).parse.startswith("failed: ")
 
 
 # -- tokens

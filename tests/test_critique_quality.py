@@ -208,3 +208,10 @@ def test_outside_the_world_only_what_needs_no_truth_is_known():
     assert row["error"] is None and (row["leak"], row["unchanged"]) == (1, 0) and row["mended"] != row["mended"]
     rates = quality.correction_rates(quality.correction_table([problem()], asked, found)).set_index("measure")
     assert rates["n"]["leak_share"] == 1 and rates["n"]["correction_accuracy"] == 0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_the_running_score_never_rises_and_is_the_product_so_far(line):
+    found = quality.running({"s": line, "unread": [None] * 3})
+    assert found["unread"] == [None] * 3 and found["s"][0] == line[0]
+    assert all(b == pytest.approx(a * p) and b <= a for a, b, p in zip(found["s"], found["s"][1:], line[1:], strict=False))

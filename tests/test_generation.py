@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmprm_lib import data, models
-from mmprm_lib.decoding import ChoiceSampling, Sampling, Slots, draw, uniforms
+from mmprm_lib.decoding import ChoiceSampling, Sampling, draw, uniforms
 from mmprm_lib.generation import Request, TransformersGenerator
 from mmprm_lib.prompts import cut_at, stop_test
 from mmprm_lib.schema import fingerprint
+from mmprm_lib.slots import Slots
 from mmprm_lib.steps import policy_prompt, prefix_text
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
@@ -429,3 +430,65 @@ def test_a_few_requests_take_a_small_cache(base, problems, monkeypatch):
     assert len(completions(new(base, 4), keyed(problems[:9]), 2)) == 9
     assert completions(new(base, 64), []) == {}
     assert sizes == [6, 4, 0]  # 3 requests of 2 samples; never more than the batch
+
+
+# -- going on
+
+
+def going_on(texts, asked=None):
+    """`more` that goes on from a text by the next of `texts`, a function of what was written so far."""
+
+    def more(request, sample, completion):
+        k = int(request.key.rpartition("+")[2]) if "+" in request.key else 0
+        if asked is not None:
+            asked.append((request.key, sample, completion))
+        if k == len(texts):
+            return None
+        name = request.key if k else f"{request.key}.{sample}"
+        opening = request.opening + texts[k](completion.text)
+        return Request(request.problem, (), f"{name.rpartition('+')[0] or name}+{k + 1}", request.instruction, opening)
+
+    return more
+
+
+TEXTS = [lambda said: f"{said}\nStep: 4", lambda said: said[: len(said) // 2] + " No", lambda said: "", str]
+
+
+@pytest.mark.parametrize("slots", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_goes_on_is_what_it_would_be_if_it_were_asked_for_alone(base, problems, slots, temperature):
+    sampling, asked = Sampling(temperature=temperature, max_new_tokens=12), []
+    requests = [Request(p, (), f"r{i}") for i, p in enumerate(problems[:9])]
+    found = list(new(base, 8, slots=slots).sample(requests, 2, sampling, going_on(TEXTS, asked)))
+    # two samples of each request, and one of each of the four that go on from each of them
+    assert sorted(len(cs) for _, cs in found) == [1] * 9 * 2 * 4 + [2] * 9 and len(asked) == 9 * 2 * 5
+    assert {(k, i): c for k, i, c in asked} == {(r.key, i): c for r, cs in found for i, c in enumerate(cs)}
+    alone = completions(new(base), [r for r, cs in found if len(cs) == 1], sampling=sampling)
+    assert {r.key: cs for r, cs in found if len(cs) == 1} == alone
+
+
+@pytest.mark.parametrize("slots", [True, False])
+def test_a_choice_that_is_due_where_a_text_goes_on_is_made_there(base, problems, slots):
+    texts = [lambda said: f"{said.partition(CUE)[0]}\n{CUE}", lambda said: f"{said}\n{CUE}"]
+    requests = [Request(p, (), f"r{i}") for i, p in enumerate(problems[:5])]
+    found = list(new(base, slots=slots).sample(requests, 1, choosing(), going_on(texts)))
+    more = [r for r, _ in found if "+" in r.key]
+    alone = completions(new(base), more, sampling=choosing())
+    for request, [c] in found:
+        if request in more:
+            assert c.text.startswith(CHOICES) and c.text == alone[request.key][0].text
+            assert np.allclose(c.choice_probs, alone[request.key][0].choice_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("slots", [True, False])
+def test_what_cannot_go_on_costs_itself_alone_and_another_question_is_refused(base, problems, slots):
+    generator = new(base, slots=slots)
+    generator.context = 200
+    texts = [lambda said: said + " 4" * (300 if said > "m" else 1)]
+    found = list(generator.sample([Request(p, (), f"r{i}") for i, p in enumerate(problems)], 1, FREE, going_on(texts)))
+    assert len(found) == 2 * len(problems)
+    errors = {c.error.partition(":")[0] for _, [c] in found}
+    assert errors == {"", "ValueError"} and sum(c.finish_reason != "error" for _, [c] in found) > len(problems)
+    for other in (Request(problems[1], opening=" a"), Request(problems[0], instruction=" Judge", opening=" a")):
+        with pytest.raises(ValueError, match="another question"):
+            list(generator.sample([Request(problems[0])], 1, FREE, lambda *_, other=other: other))

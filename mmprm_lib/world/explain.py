@@ -1,8 +1,8 @@
 """What a teacher who knows the truth says of a step, in the words of the world's vocabulary.
 
-The intent names what is needed there, the image what the figure and the steps before give for it, the logic sets the
-right result beside what the step says. The right side always comes first, so that a model that learns to write such
-text reads and computes by itself before it repeats a claim; that the two sides differ is all that a verdict needs.
+The intent names what is needed there, the image what the figure and the steps before give for it, the logic what the
+step should say: the step itself exactly where it is right. So a model that learns to write such text reads and computes
+by itself, and whether the two are alike is all that a verdict needs.
 """
 
 import random
@@ -17,7 +17,7 @@ INTENTS = {
     "answer": ("Answer the Question", "Now Answer", "Answer: {}"),
 }
 IMAGES = ("{}", "Look: {}", "figure: {}")
-LOGICS = ("{}, Step: {}", "{} and Step: {}", "{}, the Step: {}")
+LOGICS = ("{}", "Now {}", "True: {}")
 SILENT = (  # of a step that claims nothing
     ("Look first", "Read first", "Look at the figure"),
     ("No statement", "No Answer from the figure"),
@@ -87,35 +87,29 @@ def _task(problem, prefix: list[str], step: str, judged: StepTruth) -> Task:
     return left[0]
 
 
-def _sides(problem, task: Task, step: str) -> tuple[str, str, list[str]]:
-    """What is right, what the step says of it, and the facts; an option's letter is looked up in the options."""
-    head, claim = step.strip().rpartition(" ")[::2] if task.kind != "deduce" else step.strip().split(": ", 1)
-    if task.kind != "answer":
-        return task.said, claim, task.facts
-    options = dict(zip("ABCD", problem.choices, strict=False))
-    if claim in options:
-        return task.said, options[claim], [*task.facts, f"{claim} is {options[claim]}"]
-    return problem.answer, claim, task.facts + [f"{k} is {v}" for k, v in options.items() if k == problem.answer]
+def _due(problem, task: Task) -> tuple[str, list[str]]:
+    """What the step should say, and the facts; an option's letter is looked up in the options."""
+    if task.kind == "read":
+        return f"{task.name} is {task.said}", task.facts
+    options = dict(zip("ABCD", problem.choices, strict=False)) if task.kind == "answer" else {}
+    return task.text, [*task.facts, *(f"{k} is {v}" for k, v in options.items() if k == problem.answer)]
 
 
 def explain(problem, prefix: list[str], step: str, rng: random.Random) -> Explanation:
     """Intent, image and logic of `step` after `prefix`, in one of several wordings. Takes any text as a step.
 
-    The two sides of the logic are alike exactly where the step is right.
+    The logic states the step itself exactly where it is right.
     """
     judged, text = check_step(problem, prefix, step), step.strip()
     if text in NEUTRAL:
         return Explanation(*(rng.choice(words) for words in SILENT))
     task = _task(problem, prefix, step, judged)
     form = {"read": READ, "deduce": CALC, "answer": ANSWER}[task.kind]
-    if form.fullmatch(text) and (task.kind == "answer" or text.split(":")[0].startswith(_head(task))):
-        right, claim, facts = _sides(problem, task, step)
-        if task.kind == "deduce" and judged.truth == 1:
-            right = claim  # the same operands in another order
-    else:
-        right, claim, facts = task.text, " ".join(text.split()), task.facts
+    about = form.fullmatch(text) and (task.kind == "answer" or text.split(":")[0].startswith(_head(task)))
+    due, facts = _due(problem, task) if about else (task.text, task.facts)
+    due = text if judged.truth == 1 else due  # the same operands may stand in another order
     intent = rng.choice(INTENTS[task.kind]).format(task.name)
-    return Explanation(intent, rng.choice(IMAGES).format(", ".join(facts)), rng.choice(LOGICS).format(right, claim))
+    return Explanation(intent, rng.choice(IMAGES).format(", ".join(facts)), rng.choice(LOGICS).format(due))
 
 
 def _head(task: Task) -> str:
