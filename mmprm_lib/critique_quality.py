@@ -21,7 +21,7 @@ import pandas as pd
 from . import evaluation, stats, world
 from .benchmark import Benchmark, flatten
 from .critic import Critic, critiques_to, step_scores
-from .critique import TeacherCritique
+from .critique import SCORES, TeacherCritique, score
 from .evaluation import StepScores, aligned
 from .generation import Generator, Sampling
 from .labeling_files import named, resumed
@@ -185,6 +185,22 @@ def thresholds(dev: Benchmark, scores: Mapping[str, StepScores]) -> dict[str, fl
         both = read.any() and not read.all()
         chosen |= evaluation.thresholds(dev, {name: each}) if both else {name: evaluation.AT_HALF}
     return chosen
+
+
+def solution_auroc(bench: Benchmark, judged: Mapping[str, Sequence[Critique]], seed: int = 0) -> pd.DataFrame:
+    """How well each score of `critique.SCORES` tells right solutions (no wrong step) from others, by critic.
+
+    `judged`: critic -> critiques of the benchmark's solutions, in their order; one that could not be read comes last of
+    all. Columns: critic, score, value, n, low, high; intervals over problems.
+    """
+    right, rows = [set(truth) <= {0, 1} for truth in bench.labels], []
+    clusters = [s.problem_id for s in bench.solutions]
+    for name, critiques in judged.items():
+        for how in SCORES:
+            pairs = zip(critiques, bench.solutions, strict=True)
+            value = [max(score(critique, len(solution.steps), how), -1.0) for critique, solution in pairs]
+            rows.append((name, how, *stats.auroc(right, value, clusters, seed=seed)))
+    return pd.DataFrame(rows, columns=["critic", "score", *Estimate._fields])
 
 
 def failures(critiques: Iterable[Critique]) -> pd.DataFrame:

@@ -73,7 +73,9 @@ def critique_card(
     left.imshow(image, interpolation="nearest" if max(image.size) < 300 else None)
     left.axis("off")
     left.set_title(question, fontsize=9, loc="left")
-    answer = _wrap(f"answer: {problem.answer}\nthis solution: {solution.answer or 'none'} ({solution.verdict})", 40)
+    known = solution.answer is not None or solution.verdict != "unknown"  # a benchmark's solutions state steps alone
+    given = f"\nthis solution: {solution.answer or 'none'} ({solution.verdict})" if known else ""
+    answer = _wrap(f"answer: {problem.answer}{given}", 40)
     left.text(0.5, -0.03, answer, transform=left.transAxes, ha="center", va="top", fontsize=9)
     _score_rows(right, texts, heights, [*judged, *[None] * len(steps)][: len(steps)], truth, "p(Correct)")
     for row in right.patches:

@@ -20,7 +20,7 @@ from mmprm_lib.schema import write_bytes
 REFERENCE = "results/tiny"  # the reference run
 MARKER = re.compile(r"<!-- (begin|end): ([a-z_]+) -->")
 BEST_OF_N, BENCHMARK, LABELING = "06_best_of_n", "05_visualprocessbench", "03_mc_labeling"
-COST = "12_labeling_cost"
+CRITIC, REFINED, COST = "07_generative_prm", "08_refined_best_of_n", "12_labeling_cost"
 ABLATIONS = {COST}  # read from results/ablations, where they run at full size, once they have
 # what a row of the result says, the key of metrics.json, and what its n counts; {n} and {aggregator} are parameters
 ROWS = {
@@ -41,6 +41,17 @@ ROWS = {
         ("macro F1 of guessing by the labels' shares alone", "baseline_prior_macro_f1", "steps"),
     ],
     LABELING: [("macro F1 of Monte Carlo labels against the truth", "label_macro_f1_vs_truth", "steps")],
+    CRITIC: [
+        ("macro F1 of the generative PRM's verdicts, pooled", "verdict_macro_f1", "steps"),
+        ("the same minus the hard-label marker PRM, paired", "verdict_minus_discriminative_macro_f1", "steps"),
+        ("the same minus a critic that writes verdicts alone, paired", "verdict_minus_verdict_only_macro_f1", "steps"),
+        ("corrections of wrong steps that are right", "correction_accuracy", "corrections"),
+    ],
+    REFINED: [
+        ("Refined Best-of-{n} by the generative PRM", "refined_bon_at_{n}", "problems"),
+        ("**Refined minus plain Best-of-{n}, the same critic, paired**", "refined_minus_bon", "problems"),
+        ("Refined minus cut and sampled again, paired", "refined_minus_cut_resample", "problems"),
+    ],
     COST: [
         ("tokens of adaptive hard labels over those of 16 rollouts", "adaptive_token_share", "problems"),
         ("their macro F1 minus that of 16 rollouts, paired", "adaptive_minus_exhaustive_f1__step_truth", "steps"),

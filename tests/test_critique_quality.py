@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmprm_lib import critique_quality as quality
 from mmprm_lib import data, world
 from mmprm_lib.benchmark import Benchmark
-from mmprm_lib.critique import TeacherCritique
+from mmprm_lib.critique import SCORES, TeacherCritique
 from mmprm_lib.decoding import Sampling
 from mmprm_lib.schema import Critique, CritiqueStep, RecordLog
 from mmprm_lib.teachers import tried_corrections, validate_corrections
@@ -154,6 +156,15 @@ def test_reasons_are_counted_without_their_numbers_and_quotations():
     assert quality.failures([judged([0.9])]).empty
 
 
+def test_the_scores_of_solutions_are_held_against_their_truth():
+    asked = [solution(f"p{k}/s0") for k in range(4)]  # of three steps
+    marks = bench(asked, [[1, 1, 1], [1, 0, 1], [1, 1, -1], [-1, 1, 1]])
+    told = [judged([0.9] * 3), judged([0.6] * 3), judged([0.9, 0.7, 0.1]), unread()]
+    found = quality.solution_auroc(marks, {"a": told, "b": told[::-1]}).set_index(["critic", "score"])["value"]
+    # means 0.9 and 0.6 of the right ones, 0.57 and the last place of the others; turned round, all pairs are wrong
+    assert found["a", "mean"] == 1.0 and found["b", "mean"] == 0.0 and len(found) == 2 * len(SCORES)
+
+
 def test_calibration_by_hand():
     marks = bench([solution("p0/s0"), solution("p0/s1")], [[1, -1, 0], [1, 1, 1]])
     found = quality.calibration(marks, {"a": {"p0/s0": [0.95, 0.95, 0.1], "p0/s1": [None] * 3}}, 10)["a"]
@@ -213,5 +224,6 @@ def test_outside_the_world_only_what_needs_no_truth_is_known():
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_the_running_score_never_rises_and_is_the_product_so_far(line):
     found = quality.running({"s": line, "unread": [None] * 3})
-    assert found["unread"] == [None] * 3 and found["s"][0] == line[0]
-    assert all(b == pytest.approx(a * p) and b <= a for a, b, p in zip(found["s"], found["s"][1:], line[1:], strict=False))
+    told = found["s"]
+    assert found["unread"] == [None] * 3 and told[0] == line[0]
+    assert all(b == pytest.approx(a * p) and b <= a for a, b, p in zip(told, told[1:], line[1:], strict=False))

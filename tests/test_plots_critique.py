@@ -135,6 +135,12 @@ def test_a_card_frames_the_wrong_step_and_says_what_stands_there_instead():
     assert len(hatched) == 2  # the two steps after it were not judged
 
 
+def test_a_card_says_nothing_of_the_answer_of_a_solution_that_states_none():
+    silent = WRONG.model_copy(update={"answer": None, "verdict": "unknown"})  # as in VisualProcessBench
+    text = text_of(plots_critique.critique_card(IMAGE, P, silent, FLAGGED))
+    assert "answer: 12" in text and "this solution" not in text
+
+
 def test_a_card_of_a_clear_or_unreadable_critique_says_so():
     clear = FIGURES["card_clear"]()
     assert "no step is judged Incorrect" in text_of(clear)
