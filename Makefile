@@ -7,6 +7,7 @@ PY := $(VENV)/bin/python
 # a new lock makes a new stamp, so that an old environment is brought up to date, and a current one costs no time
 # make bench measures on the tiny policy where make run has made it
 POLICY := $(or $(wildcard results/tiny/02_policy/policy),embedded)
+CRITIC := results/tiny/07_generative_prm/critique
 STAMP := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d " " -f 1)
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
@@ -55,6 +56,8 @@ bench: $(STAMP)
 	@echo "make bench: about 10 minutes on 2 cores; leave the machine alone meanwhile"
 	@$(PY) benchmarks/bench_generation.py --model $(POLICY) --out results/bench/bench.json
 	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out results/bench/bench.json
+	@if [ -d $(CRITIC) ]; then $(PY) benchmarks/bench_critic.py --critic $(CRITIC) --out results/bench/bench.json; \
+	  else echo "no critic to measure: make run makes one"; fi
 
 ablations: $(STAMP)
 	@echo "make ablations: about half an hour on 2 cores (under 6 GB); a killed run goes on where it stopped"
