@@ -41,7 +41,7 @@ run: $(STAMP)
 	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)") $(if $(FORCE),--force)
 
 test: $(STAMP)
-	@echo "make test: 5 to 8 minutes on 2 cores"
+	@echo "make test: 6 to 9 minutes on 2 cores"
 	@$(PY) -m pytest -m "not slow"
 
 slow: $(STAMP)
