@@ -60,7 +60,7 @@ bench: $(STAMP)
 	  else echo "no critic to measure: make run makes one"; fi
 
 ablations: $(STAMP)
-	@echo "make ablations: about half an hour on 2 cores (under 6 GB); a killed run goes on where it stopped"
+	@echo "make ablations: not timed in full yet, an hour or more on 2 cores; a killed run goes on where it stopped"
 	@$(PY) -m mmprm_lib.runner --profile ablations $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force)
 
 base: $(STAMP)

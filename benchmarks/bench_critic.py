@@ -6,13 +6,12 @@ the same solutions of the embedded world, and rounds alternate, so that other lo
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from bench_generation import place
+from bench_generation import keep, place
 
 from mmprm_lib import data, evaluation, models
 from mmprm_lib.critic import Critic
@@ -69,10 +68,7 @@ def main() -> None:
     result = {"value": float(ours / theirs), "baseline": "every piece of a critique asked anew",
               "low": float(rounds.min()), "high": float(rounds.max())}  # fmt: skip
     print(f"critic_vs_anew {result['value']:.2f} [{result['low']:.2f}, {result['high']:.2f}]")
-    if args.out:
-        known = json.loads(args.out.read_text()) if args.out.exists() else {}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(known | {"critic_vs_anew": result}, indent=2) + "\n")
+    keep(args.out, {"critic_vs_anew": result})
 
 
 if __name__ == "__main__":

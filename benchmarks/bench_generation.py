@@ -86,6 +86,14 @@ def place() -> str:
     return f"{cpu}, {torch.get_num_threads()} threads"
 
 
+def keep(path: Path | None, result: dict) -> None:
+    """Nothing; the ratios are added to those in the file, if one is named."""
+    if path:
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(known | result, indent=2) + "\n")
+
+
 def main() -> None:
     """Nothing; prints the rates and the ratio, and puts it into the file named by --out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -110,10 +118,7 @@ def main() -> None:
     print(f"generate_vs_raw {result['value']:.2f} [{low:.2f}, {high:.2f}] against {result['baseline']}")
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{args.model}, {args.problems} problems x {args.n}; {place()}; {versions}")
-    if args.out:
-        known = json.loads(args.out.read_text()) if args.out.exists() else {}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(known | {"generate_vs_raw": result}, indent=2) + "\n")
+    keep(args.out, {"generate_vs_raw": result})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from bench_generation import place
+from bench_generation import keep, place
 
 from mmprm_lib import data, models
 from mmprm_lib.decoding import uniforms
@@ -208,10 +208,7 @@ def main() -> None:
     print(json.dumps(result.get("label_bookkeeping", {})))
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{args.model}, {args.problems} problems x {args.n} x {args.rollouts} rollouts; {place()}; {versions}")
-    if args.out:
-        known = json.loads(args.out.read_text()) if args.out.exists() else {}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(known | result, indent=2) + "\n")
+    keep(args.out, result)
 
 
 if __name__ == "__main__":

@@ -252,9 +252,7 @@ def _up_to_the_verdict(text: str, begun: int, form: Format, step: str) -> str:
 
     Fields that it did not reach hold NOT_WRITTEN. begun: where the words about the present step begin.
     """
-    head, block = text[:begun], text[begun:]
-    for cue in (STEP_CUE, VERDICT_CUE):
-        block = block.removesuffix(f"\n{cue}").rstrip("\n")
+    head, block = text[:begun], text[begun:].removesuffix(f"\n{VERDICT_CUE}").rstrip("\n")
     lines = [block]
     for name in form.fields:
         if f"\n{CUES[name]}" not in block:

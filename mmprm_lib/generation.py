@@ -54,6 +54,15 @@ class _Entry:
         return [(self.request, [self.completions[i] for i in range(self.n)])] if len(self.completions) == self.n else []
 
 
+def _parts(entries: list[_Entry]) -> Iterator[list[_Entry]]:
+    """The entries in order, as many at a time as one forward pass prefills."""
+    while entries:
+        longest = np.maximum.accumulate([len(e.ids) for e in entries])
+        size = max(1, int((longest * np.arange(1, len(entries) + 1) <= PREFILL_TOKENS).sum()))
+        yield entries[:size]
+        entries = entries[size:]
+
+
 class TransformersGenerator:
     """Samples with a model of transformers' Auto classes; `batch_size` counts sequences.
 
@@ -186,8 +195,9 @@ class TransformersGenerator:
                     rows = n * len(taken) if drained else room
                     slots = Slots(self.model, rows, sampling, self.eos, ends, rule)
                 yield from (item for item in taken if not isinstance(item, _Entry))
-                ended = self._admit(slots, [item for item in taken if isinstance(item, _Entry)], n, sampling)
-                yield from self._settle(slots, ended, sampling, more)
+                for part in _parts([item for item in taken if isinstance(item, _Entry)]):
+                    # at once, for the next part takes the rows that have ended and do not go on
+                    yield from self._settle(slots, self._admit(slots, part, n, sampling), sampling, more)
             if slots.n_live:
                 yield from self._settle(slots, self._step(slots, drained), sampling, more)
 
@@ -221,17 +231,11 @@ class TransformersGenerator:
     @torch.inference_mode()
     def _admit(self, slots: Slots, entries: list[_Entry], n: int, sampling: Sampling) -> list[Ended]:
         """The sequences that end with their first token, after the entries were prefilled and given n rows each."""
-        ended = []
-        while entries:
-            longest = np.maximum.accumulate([len(e.ids) for e in entries])
-            size = max(1, int((longest * np.arange(1, len(entries) + 1) <= PREFILL_TOKENS).sum()))
-            part, entries = entries[:size], entries[size:]
-            cache, logits = self._prefill(part)
-            groups = [
-                [Sequence(e, i, e.budget, self._uniforms(e, i, sampling), e.before) for i in range(n)] for e in part
-            ]
-            ended += slots.admit(groups, [len(e.ids) for e in part], cache, logits)
-        return ended
+        cache, logits = self._prefill(entries)
+        groups = [
+            [Sequence(e, i, e.budget, self._uniforms(e, i, sampling), e.before) for i in range(n)] for e in entries
+        ]
+        return slots.admit(groups, [len(e.ids) for e in entries], cache, logits)
 
     def _prefill(self, entries: list[_Entry]) -> tuple[Any, torch.Tensor]:
         """The cache of the prompts, padded on the left, and the logits after each: (prompt, vocabulary)."""

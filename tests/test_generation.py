@@ -473,6 +473,7 @@ def test_a_choice_that_is_due_where_a_text_goes_on_is_made_there(base, problems,
     requests = [Request(p, (), f"r{i}") for i, p in enumerate(problems[:5])]
     found = list(new(base, slots=slots).sample(requests, 1, choosing(), going_on(texts)))
     more = [r for r, _ in found if "+" in r.key]
+    assert len(more) == 10
     alone = completions(new(base), more, sampling=choosing())
     for request, [c] in found:
         if request in more:
@@ -492,3 +493,12 @@ def test_what_cannot_go_on_costs_itself_alone_and_another_question_is_refused(ba
     for other in (Request(problems[1], opening=" a"), Request(problems[0], instruction=" Judge", opening=" a")):
         with pytest.raises(ValueError, match="another question"):
             list(generator.sample([Request(problems[0])], 1, FREE, lambda *_, other=other: other))
+
+
+def test_a_row_that_goes_on_after_its_first_token_is_nobody_elses(base, problems, monkeypatch):
+    monkeypatch.setattr("mmprm_lib.generation.PREFILL_TOKENS", 1)  # one prompt after the other is prefilled
+    sampling, requests = Sampling(max_new_tokens=1), [Request(p, (), f"r{i}") for i, p in enumerate(problems[:6])]
+    found = list(new(base).sample(requests, 2, sampling, going_on(TEXTS[:2])))
+    more = {r.key: cs for r, cs in found if len(cs) == 1}
+    assert len(more) == 6 * 2 * 2
+    assert more == completions(new(base), [r for r, cs in found if len(cs) == 1], sampling=sampling)
