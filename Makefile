@@ -36,7 +36,7 @@ $(STAMP):
 	@rm -f $(VENV)/.ready-* && touch $@
 
 run: $(STAMP)
-	@echo "make run: profile tiny takes 25 to 40 minutes on 2 cores (under 7 GB); a second call takes seconds"
+	@echo "make run: profile tiny takes about 25 minutes on 2 cores (under 6 GB); a second call takes seconds"
 	@$(PY) -m mmprm_lib.runner --profile "$(PROFILE)" $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)") $(if $(FORCE),--force)
 
@@ -60,7 +60,7 @@ bench: $(STAMP)
 	  else echo "no critic to measure: make run makes one"; fi
 
 ablations: $(STAMP)
-	@echo "make ablations: not timed in full yet, an hour or more on 2 cores; a killed run goes on where it stopped"
+	@echo "make ablations: about 3 hours on 2 cores (11 GB); a killed run goes on where it stopped"
 	@$(PY) -m mmprm_lib.runner --profile ablations $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force)
 
 base: $(STAMP)

@@ -87,7 +87,8 @@ def curves(table: pd.DataFrame, aggregators: Mapping[str, str], main: str) -> pd
 def paired_tests(outcomes: Mapping[str, np.ndarray], main: str, others: Sequence[str], seed: int = 0) -> pd.DataFrame:
     """`main` against each of the others on the same problems, a row each.
 
-    Columns: method, other, value (the difference of accuracies), n, low, high, mcnemar_p.
+    Columns: method, other, value (the difference of accuracies), n, low, high, mcnemar_p, holm_p (adjusted for all:
+    `stats.holm`), problems_needed (to settle this difference: `stats.problems_needed`).
     McNemar's p needs outcomes 0 and 1; against an expected accuracy (pass@1) it is nan.
     """
     rows = []
@@ -96,8 +97,10 @@ def paired_tests(outcomes: Mapping[str, np.ndarray], main: str, others: Sequence
             continue
         a, b = outcomes[main], outcomes[other]
         p = stats.mcnemar(a, b).value if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all() else np.nan
-        rows.append((main, other, *stats.paired_difference(a, b, seed=seed), p))
-    return pd.DataFrame(rows, columns=["method", "other", *Estimate._fields, "mcnemar_p"])
+        rows.append((main, other, *stats.paired_difference(a, b, seed=seed), p, stats.problems_needed(a, b)))
+    found = pd.DataFrame(rows, columns=["method", "other", *Estimate._fields, "mcnemar_p", "problems_needed"])
+    found.insert(len(found.columns) - 1, "holm_p", stats.holm(found["mcnemar_p"]))
+    return found
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:

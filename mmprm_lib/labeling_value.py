@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,13 @@ import pandas as pd
 
 from . import benchmark, evaluation, label_selection, models, prm, stats
 from .benchmark import Benchmark
+from .generation import TransformersGenerator
 from .labeling_cost import LabelSet, Rolled
-from .schema import Problem, Solution, StepLabels
+from .schema import Problem, Solution, StepLabels, fingerprint, write_bytes
 from .teachers import world_teacher
 
+FORMAT = 1  # of what is kept of a trained PRM
+COLUMNS = ["metric", *stats.Estimate._fields]
 BLOCK = 100  # problems labelled at a time, until the budget is spent
 
 
@@ -100,15 +104,21 @@ def trained_on(
     """A marker PRM trained on hard labels from the checkpoint `start`, and its quality on the benchmark.
 
     One row per metric (macro_f1 at the threshold of the dev part, auroc, first_error_f1): metric, value, n, low, high.
-    `n_updates` whatever the number of labels, so that only the labels differ.
+    `n_updates` whatever the number of labels, so that only the labels differ. What was found is kept below `folder`
+    under a key of labels, start, settings and benchmark, so that a killed run trains no PRM twice; the weights in
+    `folder` are those of the last PRM trained.
     """
     vlm, processor = models.load(start)
-    epochs = n_updates * batch_size / len(labels.records)
-    trained = prm.train(
-        "marker", labels.records, problems, vlm, processor, folder, labels="hard", threshold=threshold, epochs=epochs,
+    settings = dict(
+        labels="hard", threshold=threshold, epochs=n_updates * batch_size / len(labels.records), seed=seed,
         learning_rate=learning_rate, batch_size=batch_size, bf16=bf16, pack_size=pack_size, marker_init=" True?",
-        seed=seed,
     )  # fmt: skip
+    asked = [FORMAT, TransformersGenerator(vlm, processor).fingerprint, settings, dev_share, labels.records]
+    images = {p.problem_id: p.image_sha256 for p in (*problems, *bench.problems)}
+    kept = Path(folder) / "quality" / f"{fingerprint([*asked, images, bench.solutions, bench.labels])}.json"
+    if kept.exists():
+        return pd.DataFrame(json.loads(kept.read_text()), columns=COLUMNS)
+    trained = prm.train("marker", labels.records, problems, vlm, processor, folder, **settings)
     scorer = trained.scorer(name=folder.name)
     scores = {r.solution_id: r.step_scores for r in scorer.score_records(bench.problems, bench.solutions)}
     dev, reported = evaluation.divide(bench, dev_share, seed)
@@ -116,7 +126,9 @@ def trained_on(
         reported.labels, evaluation.aligned(reported, scores), [p.source for p in _problems_of(reported)],
         evaluation.thresholds(dev, {"prm": scores})["prm"], [s.problem_id for s in reported.solutions], seed, 1000,
     )  # fmt: skip
-    return pd.DataFrame([(name, *e) for name, e in found.items()], columns=["metric", *stats.Estimate._fields])
+    rows = [[name, *estimate] for name, estimate in found.items()]
+    write_bytes(kept, [json.dumps(rows).encode()])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _problems_of(bench: Benchmark) -> list[Problem]:

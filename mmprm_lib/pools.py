@@ -246,7 +246,8 @@ def paired_table(
 ) -> pd.DataFrame:  # fmt: skip
     """`main` against every other mode on the same problems, at every N.
 
-    Columns: method, N, mode, other, value (difference), n, low, high, mcnemar_p.
+    Columns: method, N, mode, other, value (difference), n, low, high, mcnemar_p, holm_p (adjusted for all rows of the
+    table), problems_needed.
     """
     pools, parts = _same_problems(pools), []
     for method in methods:
@@ -260,7 +261,8 @@ def paired_table(
             tests = paired_tests(found, main, list(found), seed=seed).rename(columns={"method": "mode"})
             parts.append(tests.assign(method=method, N=n))
     found = pd.concat(parts, ignore_index=True)
-    return found[["method", "N", "mode", "other", *stats.Estimate._fields, "mcnemar_p"]]
+    found["holm_p"] = stats.holm(found["mcnemar_p"])
+    return found[["method", "N", "mode", "other", *stats.Estimate._fields, "mcnemar_p", "holm_p", "problems_needed"]]
 
 
 def _same_problems(pools: Pools) -> Pools:

@@ -70,6 +70,8 @@ def test_paired_tests():
     assert found.loc["b", "value"] == 0.5  # (1 + 0 + 1 + 0) / 4
     assert found.loc["b", "mcnemar_p"] == 0.5  # two pairs differ, both one way: 2 * 0.5^2
     assert found.loc["c", "value"] == 0.25 and math.isnan(found.loc["c", "mcnemar_p"])
+    assert found.loc["b", "holm_p"] == 0.5 and math.isnan(found.loc["c", "holm_p"])  # a family of one test
+    assert found.loc["b", "problems_needed"] == 8  # sd 0.5, difference 0.5: (1.96 + 0.84)^2 = 7.85
     assert (found["low"] <= found["value"]).all() and (found["value"] <= found["high"]).all()
 
 

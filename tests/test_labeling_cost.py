@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 from scipy.stats import hypergeom
 
-from mmprm_lib import labeling_cost, labeling_value
+from mmprm_lib import data, labeling_cost, labeling_value, world
+from mmprm_lib.benchmark import Benchmark
 from mmprm_lib.generation import Sampling
-from mmprm_lib.schema import StepLabels
+from mmprm_lib.labeling_cost import LabelSet
+from mmprm_lib.schema import Solution, StepLabels
 
 from .doubles import ToyGenerator, coin_policy, problem, say
 
@@ -141,3 +143,27 @@ def test_a_killed_reference_goes_on(tmp_path):
         tmp_path / "b.jsonl", wanted, [problem()], ToyGenerator(coin_policy), 4, Sampling()
     )
     assert again == whole and (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
+
+
+def test_a_killed_run_trains_no_prm_twice(tmp_path, monkeypatch):
+    made = data.from_world({"test": 4}, 0, tmp_path)
+    steps = {p.problem_id: world.solve(p) for p in made}
+    records = [labels(f"{p.problem_id}/s0", [1.0] * len(steps[p.problem_id]), steps=steps[p.problem_id]) for p in made]
+    solutions = [
+        Solution(solution_id=r.solution_id, problem_id=r.problem_id, steps=r.steps, answer=None, verdict="unknown",
+                 policy="hand", seed=0, n_tokens=1, finish_reason="stop")
+        for r in records
+    ]  # fmt: skip
+    truths = [[1] * (len(s.steps) - 1) + [-1] for s in solutions]
+    bench = Benchmark(made, solutions, truths, [], [])
+    settings = dict(
+        start="embedded", n_updates=1, learning_rate=1e-4, batch_size=4, bf16=False, pack_size=1, threshold=0.0,
+        dev_share=0.5, seed=0,
+    )  # fmt: skip
+    first = labeling_value.trained_on(LabelSet(records, 4), made, bench, tmp_path / "prm", **settings)
+    assert {"macro_f1_pooled", "auroc"} <= set(first["metric"])
+    monkeypatch.setattr(labeling_value.prm, "train", None)  # a second training would fail
+    again = labeling_value.trained_on(LabelSet(records, 4), made, bench, tmp_path / "prm", **settings)
+    pd.testing.assert_frame_equal(first, again)
+    with pytest.raises(TypeError, match="NoneType"):  # another seed is another PRM
+        labeling_value.trained_on(LabelSet(records, 4), made, bench, tmp_path / "prm", **settings | {"seed": 1})

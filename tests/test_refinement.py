@@ -518,6 +518,7 @@ def test_modes_are_compared_on_the_same_problems():
         ["best_of_n", 2, "correction", "fresh"], ["pass_at_n", 2, "correction", "fresh"],
     ]  # fmt: skip
     assert table["value"].tolist() == [0.5, 0.5] and table["mcnemar_p"].tolist() == [1.0, 1.0]  # one discordant pair
+    assert table["holm_p"].tolist() == [1.0, 1.0] and (table["problems_needed"] > 2).all()
     other = pools.paired_table(by_mode, scores, ns=(2,), main="fresh", methods=("pass_at_n",))
     assert other["value"].tolist() == [-0.5]
     with pytest.raises(ValueError, match="'fresh' and 'correction' hold other problems"):

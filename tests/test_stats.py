@@ -8,6 +8,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, roc_auc_score
+from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from mmprm_lib import stats
@@ -137,6 +138,29 @@ def test_mcnemar_by_hand():
     assert stats.mcnemar(a, a).value == 1.0
     with pytest.raises(ValueError, match="paired_difference"):
         stats.mcnemar([0.5], [1.0])
+
+
+def test_holm_by_hand():
+    # sorted .01 .03 .04: 3 x .01 = .03, 2 x .03 = .06, then at least what stands before
+    found = stats.holm([0.04, np.nan, 0.01, 0.03])
+    assert found == pytest.approx([0.06, np.nan, 0.03, 0.06], nan_ok=True)
+    assert np.isnan(stats.holm([np.nan])).all() and len(stats.holm([])) == 0
+
+
+def test_problems_needed_agree_with_statsmodels_and_give_the_power():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(5000) < 0.60, rng.random(5000) < 0.55
+    need = stats.problems_needed(a, b)
+    difference = a.astype(float) - b
+    size = difference.mean() / difference.std()
+    assert need == pytest.approx(TTestPower().solve_power(abs(size), alpha=0.05, power=0.8), rel=0.02)
+    drawn = rng.choice(difference, (2000, int(need)))
+    z = drawn.mean(1) / (drawn.std(1) / np.sqrt(need))
+    assert 0.76 < (np.abs(z) > 1.96).mean() < 0.84
+    assert stats.problems_needed(a, a) == np.inf and np.isnan(stats.problems_needed([], []))
+    assert stats.problems_needed([1, 1, 1], [0, 0, 0]) == 2.0  # no noise: the least that has a spread
+    with pytest.raises(ValueError, match="3 and 2 values"):
+        stats.problems_needed([1, 1, 1], [0, 1])
 
 
 def test_wilson_by_hand():
