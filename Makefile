@@ -12,7 +12,7 @@ STAMP := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | c
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test slow lab bench base ablations clean
+.PHONY: help setup run test slow lab bench base ablations sweep verify clean
 
 help:
 	@echo "make run    the notebooks of PROFILE ($(PROFILE)) -> results/; what is up to date is skipped"
@@ -21,6 +21,8 @@ help:
 	@echo "make lab    JupyterLab in the project's environment"
 	@echo "make bench  throughput against raw baselines -> results/bench/"
 	@echo "make ablations  the studies at full size, into results/ablations; reads what make run made"
+	@echo "make sweep SWEEP=refined_temperature [JOBS=2]  a notebook at every point of params/sweeps/"
+	@echo "make verify ONLY=05  runs notebooks again and compares all numbers with the results that are there"
 	@echo "make base   trains the embedded base model again from scratch"
 	@echo "make clean  removes caches and build folders; results and .venv stay"
 
@@ -58,6 +60,15 @@ bench: $(STAMP)
 	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out results/bench/bench.json
 	@if [ -d $(CRITIC) ]; then $(PY) benchmarks/bench_critic.py --critic $(CRITIC) --out results/bench/bench.json; \
 	  else echo "no critic to measure: make run makes one"; fi
+
+sweep: $(STAMP)
+	@echo "make sweep: as long as its points together, as many at once as the machine bears; a killed sweep goes on"
+	@$(PY) -m mmprm_lib.sweep "$(SWEEP)" $(if $(JOBS),--jobs $(JOBS))
+
+verify: $(STAMP)
+	@echo "make verify: runs ONLY again, as long as make run ONLY, and compares every number with the results that are there"
+	@$(PY) -m mmprm_lib.verify --profile "$(PROFILE)" $(if $(ONLY),--only $(ONLY)) \
+	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)")
 
 ablations: $(STAMP)
 	@echo "make ablations: about 3 hours on 2 cores (11 GB); a killed run goes on where it stopped"

@@ -21,7 +21,7 @@ REFERENCE = "results/tiny"  # the reference run
 MARKER = re.compile(r"<!-- (begin|end): ([a-z_]+) -->")
 BEST_OF_N, BENCHMARK, LABELING = "06_best_of_n", "05_visualprocessbench", "03_mc_labeling"
 CRITIC, REFINED, COST = "07_generative_prm", "08_refined_best_of_n", "12_labeling_cost"
-ABLATIONS = {COST}  # read from results/ablations, where they run at full size, once they have
+ABLATIONS = {CRITIC, REFINED, COST}  # read from results/ablations, where they run at full size, once they have
 # what a row of the result says, the key of metrics.json, and what its n counts; {n} and {aggregator} are parameters
 ROWS = {
     BEST_OF_N: [
@@ -55,6 +55,8 @@ ROWS = {
     COST: [
         ("tokens of adaptive hard labels over those of 16 rollouts", "adaptive_token_share", "problems"),
         ("their macro F1 minus that of 16 rollouts, paired", "adaptive_minus_exhaustive_f1__step_truth", "steps"),
+        ("macro F1 of a PRM learnt from labels of 16 rollouts", "prm_macro_f1_pooled__exhaustive", "steps"),
+        ("macro F1 of a PRM learnt from adaptive labels of as many tokens", "prm_macro_f1_pooled__adaptive", "steps"),
     ],
 }
 
@@ -73,7 +75,9 @@ def blocks(root: Path) -> dict[str, str]:
 
 
 def result(reference: Path) -> str:
-    """A table of the measures of Best-of-N, step verification and labels; one line for each notebook without results.
+    """A table of the measures of every notebook that has some; one line for each notebook without results.
+
+    Those in ABLATIONS are read from the studies at full size where these have been run.
 
     ValueError if a finished notebook lacks a metric of the table.
     """

@@ -149,7 +149,7 @@ def minutes(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _kernel_of_this_python() -> Iterator[None]:
+def kernel_of_this_python() -> Iterator[None]:
     """Inside, the kernel `python3` is this interpreter, whatever kernels the user has installed elsewhere."""
     before = {name: os.environ.get(name) for name in ("JUPYTER_PATH", "MMPRM_BATCH")}
     with tempfile.TemporaryDirectory(prefix="mmprm_kernel_") as folder:
@@ -255,7 +255,7 @@ def run(profile: str, only: list[str] | None = None, run_name: str | None = None
     stages, left_out = plan(profile, only, run_name)
     reasons = {stage.name: "--force" if force else why_run(stage) for stage in stages}
     _announce(profile, stages, reasons, left_out)
-    with _kernel_of_this_python():
+    with kernel_of_this_python():
         for stage in stages:
             # asked again: what ran before may have changed its inputs, or made a lost one again as it was
             reason = "--force" if force else why_run(stage)

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmprm_lib import parameters
+from mmprm_lib import parameters, sweep
 from tests.conftest import REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-PROFILES = sorted((REPOSITORY / "params").glob("*/*.yaml"))
+SWEEPS = sorted((REPOSITORY / "params" / "sweeps").glob("*.yaml"))
+PROFILES = sorted(set((REPOSITORY / "params").glob("*/*.yaml")) - set(SWEEPS))
 KNOWN_PACKAGES = {
     "mmprm_lib",
     "IPython",
@@ -175,4 +176,10 @@ def test_every_parameters_file_fits_its_notebook(file):
     notebook = REPOSITORY / "notebooks" / f"{file.stem.split('__')[0]}.ipynb"
     given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     parameters.resolve(parameters.declared(notebook), given, f"{file.parent.name}/{file.name}")
+    assert not MACHINE_PATH.search(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_every_sweep_fits_its_notebook(file):
+    assert len(sweep.points(file.stem)) > 1
     assert not MACHINE_PATH.search(file.read_text(encoding="utf-8"))

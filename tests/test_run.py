@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from mmprm_lib import parameters, provenance, runner
+from mmprm_lib import parameters, provenance, runner, verify
 from mmprm_lib.cleaning import clean
 from mmprm_lib.run import Run, check_parameters, progress, read_manifest
 from tests.conftest import FIRST, write_notebook
@@ -444,7 +444,7 @@ def test_the_kernel_is_this_python_and_the_environment_is_left_as_it_was(project
     monkeypatch.delenv("JUPYTER_PATH", raising=False)
     from jupyter_client.kernelspec import KernelSpecManager
 
-    with runner._kernel_of_this_python():
+    with runner.kernel_of_this_python():
         assert os.environ["MMPRM_BATCH"] == "1"
         assert "mmprm_kernel_" in KernelSpecManager().get_kernel_spec("python3").resource_dir
     assert "JUPYTER_PATH" not in os.environ and "MMPRM_BATCH" not in os.environ
@@ -486,3 +486,23 @@ def test_a_child_killed_in_the_middle_of_its_bar_does_not_stop_ours():
     )
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert told.stdout.endswith("[1, 2]\n")
+
+
+def test_verify_runs_a_notebook_again_and_finds_what_differs(project, capsys):
+    assert verify.main(["--only", "02"]) == 2
+    assert "holds no finished run: make run ONLY=02" in capsys.readouterr().err
+    assert runner.main([]) == 0
+    before = {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()}
+    assert verify.main([]) == 0
+    out = capsys.readouterr().out
+    assert "01_first: the same, 1 metrics" in out and "02_second: the same, 1 metrics" in out
+    assert {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()} == before
+
+    drawn = [*FIRST[:3], ("", "import random\n\nrun.metric('n_lines', random.random(), n=n)\nrun.finish()")]
+    write_notebook(project / "notebooks" / "01_first.ipynb", drawn)
+    assert verify.main(["--only", "01"]) == 2  # the results are those of another notebook
+    assert "is out of date (code changed: notebook)" in capsys.readouterr().err
+    assert runner.main(["--only", "01"]) == 0
+    assert verify.main(["--only", "01"]) == 1
+    assert "01_first: 1 differences\n      n_lines: {" in capsys.readouterr().out
+    assert (project / "results" / "tiny-verify" / "01_first" / "metrics.json").is_file()  # stays to be looked at
