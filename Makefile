@@ -71,7 +71,7 @@ verify: $(STAMP)
 	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)")
 
 ablations: $(STAMP)
-	@echo "make ablations: about 3 hours on 2 cores (11 GB); a killed run goes on where it stopped"
+	@echo "make ablations: about 3 hours on 2 cores (12 GB); a killed run goes on where it stopped"
 	@$(PY) -m mmprm_lib.runner --profile ablations $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force)
 
 base: $(STAMP)

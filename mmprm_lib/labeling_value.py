@@ -19,7 +19,7 @@ from .teachers import world_teacher
 
 FORMAT = 1  # of what is kept of a trained PRM
 COLUMNS = ["metric", *stats.Estimate._fields]
-BLOCK = 100  # problems labelled at a time, until the budget is spent
+BLOCK = 100  # problems
 
 
 def affordable(records: Sequence[StepLabels], extra: Mapping[str, int], budget: int) -> list[StepLabels]:
@@ -42,19 +42,20 @@ def affordable(records: Sequence[StepLabels], extra: Mapping[str, int], budget: 
 
 def bought(
     rolled: Rolled, strategy: str, settings: Mapping[str, Any], solutions: Sequence[Solution],
-    problems: Sequence[Problem], budget: int, seed: int,
+    problems: Sequence[Problem], budget: int, seed: int, block: int = BLOCK,
 ) -> LabelSet:  # fmt: skip
     """The labels of as many problems, from the first on, as `budget` tokens pay, their solutions included.
 
-    n_tokens is what was spent; less than the budget if the problems run out.
+    `block` problems are labelled at a time, until the budget is spent: at most so many are paid for in vain. n_tokens
+    is what was spent; less than the budget if the problems run out.
     """
     sampled = strategy != "omegaprm"  # which grows its own solutions
     records: list[StepLabels] = []
     extra: dict[str, int] = {}
     for solution in solutions if sampled else ():
         extra[solution.problem_id] = extra.get(solution.problem_id, 0) + solution.n_tokens
-    for start in range(0, len(problems), BLOCK):
-        part = problems[start : start + BLOCK]
+    for start in range(0, len(problems), block):
+        part = problems[start : start + block]
         names = {p.problem_id for p in part}
         mine = [s for s in solutions if s.problem_id in names] if sampled else []
         records += rolled.labels(strategy, settings, mine, part, seed).records
