@@ -52,7 +52,10 @@ def points(sweep: str) -> list[Point]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ValueError(f"sweep {sweep!r} has no file {path}; there are: {known}")
-    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: no YAML: {error}") from None
     if not isinstance(given, dict) or set(given) - {"notebook", "base", "points"} or not given.get("points"):
         raise ValueError(f"{path}: write `notebook:`, `base:` and `points:`, a list of `{{name: value}}` lines")
     source = root / "notebooks" / f"{given.get('notebook')}.ipynb"
@@ -60,6 +63,8 @@ def points(sweep: str) -> list[Point]:
         raise ValueError(f"{path}: there is no notebook {source}")
     declared, found = parameters.declared(source), {}
     for line in given["points"]:
+        if not isinstance(line, dict):
+            raise ValueError(f"{path}: point {line!r} is no `{{name: value}}` line")
         for varied in _spread(line, declared):
             name = point_name(varied)
             if name in found:
@@ -113,9 +118,10 @@ def run(sweep: str, jobs: int = 0) -> int:
     told and costs itself alone; the next call runs it again, and no other.
     """
     machine = provenance.machine()
-    waiting = [(point, reason) for point in points(sweep) if (reason := runner.why_run(point.stage))]
+    everything = points(sweep)
+    waiting = [(point, reason) for point in everything if (reason := runner.why_run(point.stage))]
     jobs = min(jobs or jobs_of(machine["cores"], machine["memory_gb"]), max(1, len(waiting)))
-    print(f"sweep {sweep}: {len(waiting)} of {len(points(sweep))} points to run, {jobs} at once", flush=True)
+    print(f"sweep {sweep}: {len(waiting)} of {len(everything)} points to run, {jobs} at once", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, machine["cores"] // jobs))}
 
     def one(job: tuple[Point, str]) -> str:

@@ -36,6 +36,8 @@ def test_names_of_points_are_folders_and_differ():
         ("notebook: 01_first\npoints: [{n: 51}]", "n is 51, outside"),
         ("notebook: 01_first\npoints: [{n: [1, 2]}, {n: 2}]", "stands there twice"),
         ("notebook: 01_first\n", "write `notebook:`"),
+        ("notebook: [", "no YAML"),
+        ("notebook: 01_first\npoints: [n]", "point 'n' is no"),
         ("notebook: 01_first\nfoo: 1\npoints: [{n: 1}]", "write `notebook:`"),
     ],
 )
