@@ -150,6 +150,21 @@ def same_expression(candidate: str, gold: str, timeout_s: float = TIMEOUT_S) -> 
     return answer[0], answer[1]
 
 
+def _peak() -> int:
+    """Most bytes of memory that this process ever held.
+
+    Not getrusage's ru_maxrss where Linux tells better: a child inherits that from the process that started it, so that
+    beside a loaded model every worker looked as if it had run out of memory.
+    """
+    import resource
+
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
+    except (OSError, TypeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _serve() -> None:
     """The worker's loop. SIGPROF's default action ends the process, also inside one long operation in C."""
     import resource
@@ -183,7 +198,6 @@ def _serve() -> None:
         except Exception as error:  # any failure inside sympy or the parser is unknown, with its name as the reason
             answer = None, f"math-verify failed: {type(error).__name__}"
         signal.setitimer(signal.ITIMER_PROF, 0)
-        kib = 1 if sys.platform == "darwin" else 1024
-        if not answer[0] and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib > MEMORY // 3:
+        if not answer[0] and _peak() > MEMORY // 3:
             os._exit(_OUT_OF_MEMORY)  # sympy swallows MemoryError and says "different"
         print(json.dumps(answer), file=out, flush=True)

@@ -1,6 +1,6 @@
 """Vision-language models: loading any of the Auto classes, and the architecture of the embedded base."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -154,3 +154,22 @@ def training_attention(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         yield model
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def frozen(towers: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Within the block the modules have no gradients and stay in evaluation mode, whatever `train()` says around them.
+
+    Trainer would switch a frozen tower's stochastic depth on (MM-PRM's trainer does).
+    """
+    wanted = [p for tower in towers for p in tower.parameters() if p.requires_grad]
+    for tower in towers:
+        tower.requires_grad_(False).eval()
+        tower.train = lambda mode=True, tower=tower: tower  # shadows the method, for these objects alone
+    try:
+        yield
+    finally:
+        for tower in towers:
+            del tower.train
+        for parameter in wanted:
+            parameter.requires_grad_(True)

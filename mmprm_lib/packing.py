@@ -3,6 +3,8 @@
 The pieces of a problem's solutions form a tree. Its tokens stand in one row, parent before child; a mask lets each
 token see the prompt and its own ancestors only, and its position counts from the root along its own branch. So
 every decision has the value it has when its solution stands alone, and so has the loss, a sum over decisions.
+
+Texts to be learnt token by token share the prompt alone: where they part, one token has several successors.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from .encoding import Encoded, Encoder
 from .objective import IGNORED
 
 NO_PARENT = -1
+NO_TARGET = -100  # the label of a token that is not learnt, as transformers has it
 
 
 @dataclass
@@ -97,17 +100,52 @@ def packed_rows(rows: Sequence[dict], size: int) -> list[dict]:
     return [{"input_ids": row.ids, "row": row, "labels": labels} for row, labels in packed]
 
 
-def collate_packed(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
-    """Tensors of rows of `packed_rows`: as `Encoder.collate`, with `position_ids` (row, token), a float
-    `attention_mask` (row, 1, token, token), 0 where seen, and `labels` float32 (row, decision), padded with IGNORED.
+def packed_texts(rows: Sequence[dict], size: int) -> list[dict]:
+    """The rows of `policy.text_rows`, at most `size` texts on one prompt in each, in order of their first.
+
+    Every text stands behind a last prompt token of its own, at the same place: the one that foretells its first token.
     """
-    rows: list[Packed] = [item["row"] for item in batch]
-    tensors = encoder.collate([Encoded(r.ids, r.positions, r.first.problem, r.first.text) for r in rows])
-    width = tensors["input_ids"].shape[1]
+    by_prompt: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        by_prompt.setdefault((row["row"].problem.problem_id, row["row"].text), []).append(row)
+    return [_packed_text(part[i : i + size]) for part in by_prompt.values() for i in range(0, len(part), size)]
+
+
+def _packed_text(texts: Sequence[dict]) -> dict:
+    first = texts[0]
+    n = next(i for i, label in enumerate(first["labels"]) if label != NO_TARGET) - 1
+    row = Packed(first["row"], first["input_ids"][:n], list(range(n)), [(0, n, NO_PARENT)])
+    columns = {key: first[key][:n] for key in ("labels", "weights") if key in first}
+    for text in texts:
+        at, ids = len(row.ids), text["input_ids"][n:]
+        row.branches.append((at, at + len(ids), 0))
+        row.ids += ids
+        row.places += range(n, n + len(ids))
+        columns = {key: values + text[key][n:] for key, values in columns.items()}
+    return {"input_ids": row.ids, "row": row, **columns}
+
+
+def per_row(batch_size: int, n_solutions: int, n_rows: int) -> int:
+    """How many packed rows make a batch of about `batch_size` solutions, at least 1."""
+    return max(1, batch_size // max(1, round(n_solutions / n_rows)))
+
+
+def tensors(encoder: Encoder, rows: Sequence[Packed]) -> dict[str, torch.Tensor]:
+    """As `Encoder.collate`, with `position_ids` (row, token) and a float `attention_mask` (row, 1, token, token), 0
+    where seen.
+    """
+    batch = encoder.collate([Encoded(r.ids, r.positions, r.first.problem, r.first.text) for r in rows])
+    width = batch["input_ids"].shape[1]
     seen = torch.stack([visible(r, width) for r in rows])[:, None]
-    tensors["attention_mask"] = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
-    tensors["position_ids"] = torch.tensor([r.places + [0] * (width - len(r.ids)) for r in rows])
-    labels = torch.full(tensors["positions"].shape, IGNORED)
+    batch["attention_mask"] = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    batch["position_ids"] = torch.tensor([r.places + [0] * (width - len(r.ids)) for r in rows])
+    return batch
+
+
+def collate_packed(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """`tensors` of rows of `packed_rows`, and `labels` float32 (row, decision), padded with IGNORED."""
+    found = tensors(encoder, [item["row"] for item in batch])
+    labels = torch.full(found["positions"].shape, IGNORED)
     for index, item in enumerate(batch):
         labels[index, : len(item["labels"])] = torch.tensor(item["labels"])
-    return tensors | {"labels": labels}
+    return found | {"labels": labels}

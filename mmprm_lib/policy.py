@@ -7,8 +7,7 @@ same function tunes the embedded base and a hub checkpoint, all weights or LoRA.
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,18 @@ from . import models, world
 from .data import frame
 from .encoding import Encoded, Encoder
 from .generation import TransformersGenerator
+from .packing import NO_TARGET as IGNORED
+from .packing import Packed, packed_texts, per_row
+from .packing import tensors as packed_tensors
 from .prm import training_arguments, with_lora
 from .schema import Problem, Solution, fingerprint, write_bytes
-from .scoring import context_length, vision_towers
+from .scoring import check_packing, context_length, vision_towers
 from .steps import FORMATS, join, neutralise, policy_prompt, split
 
 Pair = tuple[Problem, list[str]]  # a problem and the steps of a worked solution
 Text = tuple[Problem, str, str]  # a problem, a prompt with its image, and the text to be learnt
 Weigh = Callable[[list[int]], list[float]]  # the tokens of a target -> the weight of each in the loss
 FORMAT = 1  # of the training rows: a change of what they hold changes the key of every policy
-IGNORED = -100
 N_LOGGED = 60  # points of the loss curve
 
 # -- what it learns from
@@ -121,9 +122,10 @@ def trained_on(processor: Any, pair: Pair) -> tuple[str, bool]:
 def collate(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
     """Right-padded tensors of rows with `labels` (batch, token), padded with IGNORED, and the image tensors.
 
-    Where the rows have weights, `weights` (batch, token), too, padded with 0.
+    Where the rows have weights, `weights` (batch, token), too, padded with 0. Packed rows bring their mask along.
     """
-    tensors = encoder.collate([row["row"] for row in batch])
+    packed = isinstance(batch[0]["row"], Packed)
+    tensors = (packed_tensors if packed else Encoder.collate)(encoder, [row["row"] for row in batch])
     tensors.pop("positions")
     width = tensors["input_ids"].shape[1]
     labels = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in batch]
@@ -151,38 +153,20 @@ class WeightedTrainer(Trainer):
         return (loss, out) if return_outputs else loss
 
 
-@contextmanager
-def frozen(towers: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Within the block the modules have no gradients and stay in evaluation mode, whatever `train()` says around them.
-
-    Trainer would switch a frozen tower's stochastic depth on (MM-PRM's trainer does).
-    """
-    wanted = [p for tower in towers for p in tower.parameters() if p.requires_grad]
-    for tower in towers:
-        tower.requires_grad_(False).eval()
-        tower.train = lambda mode=True, tower=tower: tower  # shadows the method, for these objects alone
-    try:
-        yield
-    finally:
-        for tower in towers:
-            del tower.train
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-
-
 def tune(
     model: Any, processor: Any, texts: Sequence[Text], output_dir: str | Path, *, learning_rate: float,
     epochs: float = 1.0, batch_size: int = 64, gradient_accumulation: int = 1, lora_rank: int = 0,
     freeze_vision: bool = True, warmup_share: float = 0.05, weight_decay: float = 0.0, bf16: bool = False,
-    max_length: int = 0, seed: int = 0, weigh: Weigh | None = None,
+    max_length: int = 0, seed: int = 0, weigh: Weigh | None = None, pack_size: int = 1,
 ) -> tuple[Any, list[dict]]:  # fmt: skip
     """(model, history): the model, tuned in place on texts and saved in `output_dir`, and its loss curve.
 
     `lora_rank` 0 trains all weights, else LoRA, merged at the end. `freeze_vision` keeps the vision tower (the paper).
     `max_length` 0 is the model's context. The history holds step, epoch, loss (nats per token), learning_rate and
     grad_norm, and last n_train and n_dropped, the over-long solutions. ValueError if none is left. `weigh`: see
-    `text_rows`.
+    `text_rows`. `pack_size`: texts on one prompt that share a row (see `packing`); `batch_size` counts every one.
     """
+    check_packing(model, pack_size)
     torch.manual_seed(seed)  # peft draws its matrices
     encoder = Encoder(FORMATS["judge"], processor, max_length or context_length(model))
     data, n_dropped = text_rows(encoder, texts, weigh)
@@ -193,11 +177,15 @@ def tune(
         gradient_accumulation=gradient_accumulation, warmup_share=warmup_share, weight_decay=weight_decay,
         use_cpu=model.device.type == "cpu",
     )  # fmt: skip
-    n_updates = epochs * math.ceil(len(data) / (batch_size * gradient_accumulation))
+    n_texts = len(data)
+    if pack_size > 1:
+        data = packed_texts(data, pack_size)
+        arguments.per_device_train_batch_size = per_row(batch_size, n_texts, len(data))
+    n_updates = epochs * math.ceil(len(data) / (arguments.per_device_train_batch_size * gradient_accumulation))
     arguments.logging_steps = max(1, int(n_updates) // N_LOGGED)
     # grouped by length, a small corpus would be seen family by family: the loss jumps where a group begins
     arguments.train_sampling_strategy = "random"
-    with frozen(vision_towers(model) if freeze_vision else []), models.training_attention(model):
+    with models.frozen(vision_towers(model) if freeze_vision else []), models.training_attention(model):
         tuned = with_lora(model, lora_rank, None) if lora_rank else model
         kind = WeightedTrainer if weigh else Trainer
         trainer = kind(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
@@ -208,7 +196,7 @@ def tune(
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)
-    return model, [*_curve(trainer.state.log_history), {"n_train": len(data), "n_dropped": n_dropped}]
+    return model, [*_curve(trainer.state.log_history), {"n_train": n_texts, "n_dropped": n_dropped}]
 
 
 def _curve(log: Sequence[dict]) -> list[dict]:

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from mmprm_lib import models
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
-from mmprm_lib.packing import collate_packed, packed_rows
+from mmprm_lib.packing import collate_packed, packed_rows, per_row
 from mmprm_lib.schema import Problem, Solution, StepLabels
 from mmprm_lib.scoring import (
     VISION_TOWERS,
@@ -30,7 +30,7 @@ from mmprm_lib.scoring import (
     StepHead,
     context_length,
     label_ids,
-    shares_prompts,
+    check_packing,
     vision_towers,
 )
 from mmprm_lib.steps import FORMATS, MARKER, Format
@@ -246,8 +246,7 @@ def train(
     form = FORMATS[kind] if isinstance(kind, str) else kind
     labels = labels or ("hard" if form.kind.startswith("chat") else "soft")
     arguments = training_arguments(output_dir, seed=seed, use_cpu=model.device.type == "cpu", **training)
-    if pack_size > 1 and not shares_prompts(model):
-        raise ValueError(f"{type(model).__name__} has its own masks or positions: set pack_size to 1")
+    check_packing(model, pack_size)
     torch.manual_seed(seed)  # peft draws its matrices
     if form.marker == MARKER:
         add_marker(model, processor, marker_init)
@@ -259,8 +258,7 @@ def train(
     n_rows, collate = len(rows), partial(collate_labelled, encoder)
     if pack_size > 1:
         rows, collate = packed_rows(rows, pack_size), partial(collate_packed, encoder)
-        solutions = max(1, round(n_rows / len(rows)))  # in a row, on average
-        arguments.per_device_train_batch_size = max(1, arguments.per_device_train_batch_size // solutions)
+        arguments.per_device_train_batch_size = per_row(arguments.per_device_train_batch_size, n_rows, len(rows))
         arguments.train_sampling_strategy = "random"  # few problems in a batch: not all of one family, too
     trainer = StepTrainer(head, arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper])
     trainer.weights = class_weights((y for r in rows for y in r["labels"] if y != IGNORED), len(form.labels), balance)

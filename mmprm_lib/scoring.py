@@ -102,6 +102,12 @@ def shares_prompts(vlm) -> bool:
     return plain and "mrope_section" not in rope
 
 
+def check_packing(vlm, pack_size: int) -> None:
+    """ValueError where rows are to hold several solutions and the model cannot take them (see `shares_prompts`)."""
+    if pack_size > 1 and not shares_prompts(vlm):
+        raise ValueError(f"{type(vlm).__name__} has its own masks or positions: set pack_size to 1, not {pack_size}")
+
+
 def vision_towers(vlm) -> list[nn.Module]:
     """The vision encoder(s) of a model of the Auto classes; the projector is not among them."""
     names = [(name, module) for name, module in vlm.named_modules() if name.rpartition(".")[2] in VISION_TOWERS]

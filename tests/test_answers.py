@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from fractions import Fraction
@@ -212,6 +214,17 @@ def test_a_failing_checker_is_unknown_and_asked_again(monkeypatch):
     assert result == ("unknown", "5(x+1)", "out of order") and same("5(x+1)", "5x+5") is None
     monkeypatch.undo()
     assert verdict("Answer: 5(x+1)", problem("5x+5")).label == "correct"  # the failure was not cached
+
+
+def test_a_checker_beside_a_large_process_still_tells_different_answers():
+    """On Linux a child inherits the highest memory of the process that starts it, which says nothing of the child."""
+    large = (
+        "import numpy\nfrom mmprm_lib import mathcheck\nheld = numpy.ones(mathcheck.MEMORY // 3 // 8 + (1 << 22))\n"
+        "print(mathcheck.same_expression('x+1', 'x+2'), mathcheck.same_expression('x+1', '1+x'))"
+    )
+    done = subprocess.run([sys.executable, "-c", large], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(False, '') (True, '')"
+
 
 
 def test_an_exception_in_math_verify_is_unknown():

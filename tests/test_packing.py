@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprm_lib import models, prm, world
+from mmprm_lib import models, policy, prm, scoring, world
 from mmprm_lib.encoding import Encoded, Encoder
 from mmprm_lib.objective import IGNORED, step_loss
-from mmprm_lib.packing import NO_PARENT, collate_packed, pack, packed_rows, visible
+from mmprm_lib.packing import NO_PARENT, NO_TARGET, collate_packed, pack, packed_rows, packed_texts, visible
 from mmprm_lib.scoring import StepHead, label_ids
 from mmprm_lib.steps import FORMATS
 
@@ -110,3 +110,40 @@ def test_loss_and_gradient_are_those_of_solutions_that_stand_alone(kind, world_s
     assert found["packed"][0] == pytest.approx(found["alone"][0], abs=1e-5)
     assert torch.allclose(found["packed"][1], found["alone"][1], atol=1e-5)
     assert found["alone"][1].abs().max() > 1e-3  # the tolerance is far below what is compared
+
+
+@pytest.mark.parametrize("weigh", [None, lambda ids: [1.0 + t % 3 for t in range(len(ids))]], ids=["plain", "weighted"])
+def test_fine_tuning_on_packed_texts_has_the_loss_and_gradient_of_texts_that_stand_alone(weigh, world_solutions):
+    problems, solutions = world_solutions
+    model, processor = models.new_base(layers=2), models.new_processor()
+    encoder = Encoder(FORMATS["judge"], processor, 4096)
+    pairs = [(one, steps) for one in problems for steps in solutions[one.problem_id]]
+    rows, _ = policy.text_rows(encoder, policy.texts(processor, pairs), weigh)
+    packed = packed_texts(rows, 2)  # three solutions of each problem: two rows of two, two of one
+    assert [len(r["row"].branches) - 1 for r in packed] == [2, 1, 2, 1]
+    assert all(len(r["labels"]) == len(r["input_ids"]) for r in packed)
+    found = {}
+    for name, batch in (("alone", rows), ("packed", packed)):
+        batch = policy.collate(encoder, batch)
+        weights, labels = batch.pop("weights", None), batch["labels"]
+        model.zero_grad()
+        out = model(**batch)
+        losses = torch.nn.functional.cross_entropy(out.logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+        loss = losses.sum() if weights is None else (losses * weights[:, 1:]).sum()
+        n = int((labels != NO_TARGET).sum())
+        if weights is None:
+            assert out.loss.item() == pytest.approx(loss.item() / n, rel=1e-5)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found[name] = (loss.item() / n, gradient / n, n)
+    assert found["alone"][2] == found["packed"][2]
+    assert found["packed"][0] == pytest.approx(found["alone"][0], abs=1e-5)
+    assert torch.allclose(found["packed"][1], found["alone"][1], atol=1e-5)
+    assert found["alone"][1].abs().max() > 1e-3
+
+
+def test_a_model_with_positions_of_its_own_takes_no_packed_rows(monkeypatch):
+    monkeypatch.setattr(scoring, "shares_prompts", lambda _: False)
+    with pytest.raises(ValueError, match="set pack_size to 1, not 4"):
+        scoring.check_packing(object(), 4)
+    scoring.check_packing(object(), 1)

@@ -153,7 +153,7 @@ def test_the_vision_tower_moves_only_when_it_may(problems, tmp_path):
 def test_a_frozen_tower_stays_in_evaluation_mode():
     model, _ = tiny()
     towers = vision_towers(model)
-    with policy.frozen(towers):
+    with models.frozen(towers):
         model.train()
         assert model.training and not any(module.training for tower in towers for module in tower.modules())
     assert model.train() is model and towers[0].training
