@@ -28,9 +28,9 @@ from mmprm_lib.scoring import (
     VISION_TOWERS,
     Scorer,
     StepHead,
+    check_packing,
     context_length,
     label_ids,
-    check_packing,
     vision_towers,
 )
 from mmprm_lib.steps import FORMATS, MARKER, Format
