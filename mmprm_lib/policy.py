@@ -41,10 +41,12 @@ def corpus(
 ) -> list[Pair]:
     """(problem, steps) pairs as a scraped corpus holds them: `per_problem` solutions each, some with errors.
 
-    Rates in [0, 1]; see `world.corpus_solution`. The same seed gives the same corpus.
+    Rates in [0, 1], ValueError otherwise; see `world.corpus_solution`. The same seed gives the same corpus.
     """
     rng = random.Random(f"{seed}/corpus")
     rates = dict(slip=slip, misconception=misconception, background=background)
+    if wrong := {name: rate for name, rate in rates.items() if not 0 <= rate <= 1}:
+        raise ValueError(f"rates of errors {wrong}: each is a chance, from 0 to 1")
     return [(p, world.corpus_solution(p, rng, **rates)) for p in problems for _ in range(per_problem)]
 
 

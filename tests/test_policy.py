@@ -258,3 +258,8 @@ def test_a_solved_and_a_failed_example_got_furthest():
     assert policy.pick([problem()], solutions[:2], False) is None
     late, early = solution("p0/s0", (*GOOD[:3], "Answer: 9"), verdict="wrong"), solution("p0/s1", BAD, verdict="wrong")
     assert policy.pick([fixed("p0")], [early, late], False)[1] is late  # three right steps against one
+
+
+def test_a_rate_of_errors_outside_its_range_is_refused():
+    with pytest.raises(ValueError, match=r"\{'slip': 1.5\}: each is a chance"):
+        policy.corpus([], 1, 0, slip=1.5, misconception=0.5, background=0.0)
