@@ -11,6 +11,7 @@ from mmprm_lib.schema import Problem, Solution, StepLabels
 from mmprm_lib.steps import Format
 
 IGNORED = -100.0
+LABELS = ("soft", "hard", "counts", "advantage")
 NEUTRAL = 0.5  # the label of "=" in the advantage PRM: between wrong (0) and right (1)
 
 
@@ -23,6 +24,7 @@ class Example(NamedTuple):
     labels: list[float | None]
     right: list[bool | None]  # the truth where the record has it, else mc_score > 0; None is not evaluated
     history: list[str]  # the true answers of a chat PRM, shown after the steps
+    weights: list[float] | None = None  # of the decisions in the loss; None: all alike
 
     @property
     def problem_id(self) -> str:
@@ -36,12 +38,12 @@ class Example(NamedTuple):
 def decision_labels(
     form: Format, record: StepLabels | Solution, labels: str = "soft", threshold: float = 0.0
 ) -> list[float | None]:
-    """One label per decision: soft = the mc_score as it is, hard = 1 where mc_score > `threshold`; None is ignored by
-    the loss.
+    """One label per decision: soft = the mc_score as it is (counts: the same, see `decision_weights`), hard = 1 where
+    mc_score > `threshold`; None is ignored by the loss.
 
-    Advantage (VisualPRM, section 2.1): 1, 0 or 0.5 by the sign of mc_i - mc_(i-1). Before step 1 nothing is sampled, so
-    the first step is 1 where mc_1 > threshold, else 0. ORM: the verdict (unknown is None), or the last step's label if
-    only Monte Carlo labels exist.
+    Advantage (VisualPRM, section 2.1): 1, 0 or 0.5 by the sign of mc_i - mc_(i-1), of three words or, ours, as the
+    label of two. Before step 1 nothing is sampled, so the first step is 1 where mc_1 > threshold, else 0. ORM: the
+    verdict (unknown is None), or the last step's label if only Monte Carlo labels exist.
     """
     if isinstance(record, Solution):
         if form.kind != "orm":
@@ -49,17 +51,29 @@ def decision_labels(
                 f"{record.solution_id}: a {form.kind} PRM needs step labels, a solution has only a verdict"
             )
         return [{"correct": 1.0, "wrong": 0.0, "unknown": None}[record.verdict]] if record.steps else []
-    if labels not in ("soft", "hard"):
-        raise ValueError(f"labels is {labels!r}: choose soft or hard")
+    if labels not in LABELS:
+        raise ValueError(f"labels is {labels!r}: choose one of {', '.join(LABELS)}")
     mc = record.mc_score
     hard = [None if m is None else float(m > threshold) for m in mc]
-    if form.kind == "chat_advantage":
-        if labels != "hard":
-            raise ValueError('the advantage PRM has three classes and no soft label: set labels="hard"')
+    if form.kind == "chat_advantage" and labels not in ("hard", "advantage"):
+        raise ValueError('the advantage PRM has three classes and no soft label: set labels="hard"')
+    if form.kind == "chat_advantage" or labels == "advantage":
         gain = [None if a is None or b is None else (np.sign(b - a) + 1) / 2 for a, b in zip(mc, mc[1:], strict=False)]
-        return hard[:1] + [None if g is None else float(g) for g in gain]
-    values = {"soft": mc, "hard": hard}[labels]
+        values = hard[:1] + [None if g is None else float(g) for g in gain]
+    else:
+        values = hard if labels == "hard" else mc
     return list(values[-1:] if form.kind == "orm" else values)
+
+
+def decision_weights(form: Format, record: StepLabels | Solution, labels: str = "soft") -> list[float] | None:
+    """For `counts` the number of judged rollouts behind each label, so that the loss is the binomial log-likelihood of
+    the rollouts (up to its scale); None for all others, whose labels count alike however few rollouts they rest on.
+    """
+    if labels != "counts" or isinstance(record, Solution):
+        return None
+    known = [0.0 if n is None else float(n - (lost or 0))
+             for n, lost in zip(record.n_rollouts, record.n_unknown, strict=True)]  # fmt: skip
+    return known[-1:] if form.kind == "orm" else known
 
 
 def _right(form: Format, record: StepLabels | Solution, labels: list[float | None]) -> list[bool | None]:
@@ -84,20 +98,25 @@ def examples(
         words = {None: form.labels[0], 1.0: form.labels[0], 0.0: form.labels[1], NEUTRAL: form.labels[-1]}
         history = [words[label] for label in hard]
         made.append(
-            Example(record.solution_id, by_id[record.problem_id], record.steps, y, _right(form, record, y), history)
+            Example(
+                record.solution_id, by_id[record.problem_id], record.steps, y, _right(form, record, y), history,
+                decision_weights(form, record, labels),
+            )  # fmt: skip
         )
     return made
 
 
 def step_loss(
-    logits: torch.Tensor, labels: torch.Tensor, n_labelled=None, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+    logits: torch.Tensor, labels: torch.Tensor, n_labelled=None, weights: torch.Tensor | None = None,
+    step_weights: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Mean over labelled steps of the cross-entropy between label words and `labels`; a scalar.
 
     `logits` (batch, step, 2 or 3), `labels` (batch, step) in [0, 1] or IGNORED. Two words: -y log p - (1 - y) log(1 -
     p) with p = sigmoid(z_right - z_wrong) and y exactly as given (MM-PRM, section 3.2). Three words: y of 1, 0, 0.5 is
     +, -, =. `n_labelled` is the count over the whole accumulated batch; MM-PRM takes the mean in each micro-batch,
-    which weighs rows unevenly. `weights` (label,) multiplies each class. VisualPRM's loss is over the full vocabulary
+    which weighs rows unevenly. `weights` (label,) multiplies each class, `step_weights`
+    (batch, step) each step. VisualPRM's loss is over the full vocabulary
     and also trains the turn's end; here only the label words compete, because the score compares only them.
     """
     known = labels != IGNORED
@@ -108,6 +127,8 @@ def step_loss(
         targets = torch.stack([y, 1 - y], -1)
     if weights is not None:
         targets = targets * weights.to(targets)
+    if step_weights is not None:
+        targets = targets * step_weights[known].to(targets)[:, None]
     total = -(targets * logits[known].float().log_softmax(-1)).sum()
     return total / (max(int(known.sum()), 1) if n_labelled is None else n_labelled)
 

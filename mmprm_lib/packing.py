@@ -96,8 +96,12 @@ def packed_rows(rows: Sequence[dict], size: int) -> list[dict]:
     for row in rows:
         by_prompt.setdefault((row["row"].problem.problem_id, row["row"].text), []).append(row)
     groups = [part[i : i + size] for part in by_prompt.values() for i in range(0, len(part), size)]
-    packed = [(pack([r["row"] for r in group]), [y for r in group for y in r["labels"]]) for group in groups]
-    return [{"input_ids": row.ids, "row": row, "labels": labels} for row, labels in packed]
+    columns = [key for key in ("labels", "weights") if rows and key in rows[0]]
+    packed = [(pack([r["row"] for r in group]), group) for group in groups]
+    return [
+        {"input_ids": row.ids, "row": row, **{key: [y for r in group for y in r[key]] for key in columns}}
+        for row, group in packed
+    ]
 
 
 def packed_texts(rows: Sequence[dict], size: int) -> list[dict]:
@@ -143,9 +147,15 @@ def tensors(encoder: Encoder, rows: Sequence[Packed]) -> dict[str, torch.Tensor]
 
 
 def collate_packed(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
-    """`tensors` of rows of `packed_rows`, and `labels` float32 (row, decision), padded with IGNORED."""
-    found = tensors(encoder, [item["row"] for item in batch])
-    labels = torch.full(found["positions"].shape, IGNORED)
-    for index, item in enumerate(batch):
-        labels[index, : len(item["labels"])] = torch.tensor(item["labels"])
-    return found | {"labels": labels}
+    """`tensors` of rows of `packed_rows`, and what `with_labels` adds."""
+    return with_labels(tensors(encoder, [item["row"] for item in batch]), batch)
+
+
+def with_labels(batch: dict[str, torch.Tensor], rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """The batch, its `labels` float32 (row, decision), padded with IGNORED, and `step_weights`, if rows have some."""
+    for key, name, fill in (("labels", "labels", IGNORED), ("weights", "step_weights", 0.0)):
+        if key in rows[0]:
+            batch[name] = torch.full(batch["positions"].shape, fill)
+            for index, row in enumerate(rows):
+                batch[name][index, : len(row[key])] = torch.tensor(row[key])
+    return batch

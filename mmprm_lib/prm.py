@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from mmprm_lib import models
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
-from mmprm_lib.packing import collate_packed, packed_rows, per_row
+from mmprm_lib.packing import collate_packed, packed_rows, per_row, with_labels
 from mmprm_lib.schema import Problem, Solution, StepLabels
 from mmprm_lib.scoring import (
     VISION_TOWERS,
@@ -113,9 +113,9 @@ class StepTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The step loss of a micro-batch, divided by the labelled steps of the accumulated batch."""
-        labels = inputs.pop("labels")
+        labels, step_weights = inputs.pop("labels"), inputs.pop("step_weights", None)
         logits = model(**inputs)
-        loss = step_loss(logits, labels, num_items_in_batch, self.weights)
+        loss = step_loss(logits, labels, num_items_in_batch, self.weights, step_weights)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
         return (loss, logits) if return_outputs else loss
@@ -185,18 +185,25 @@ def training_rows(
             dropped["too_long"] += 1
             continue
         rows.append({"input_ids": row.ids, "row": row, "labels": [IGNORED if y is None else y for y in example.labels]})
+        if example.weights is not None:
+            rows[-1]["weights"] = example.weights
     if not rows:
         raise ValueError(f"none of {dropped.total()} records can be trained on: {dict(dropped)}")
-    return rows, dict(dropped)
+    return _evened(rows), dict(dropped)
+
+
+def _evened(rows: list[dict]) -> list[dict]:
+    """The rows with weights, if they have any, scaled to a mean of 1 over the labelled decisions."""
+    if "weights" not in rows[0]:
+        return rows
+    pairs = [(w, y) for row in rows for w, y in zip(row["weights"], row["labels"], strict=True)]
+    mean = sum(w for w, y in pairs if y != IGNORED) / sum(y != IGNORED for _, y in pairs)
+    return [row | {"weights": [w / mean for w in row["weights"]]} for row in rows]
 
 
 def collate_labelled(encoder: Encoder, rows: list[dict]) -> dict[str, torch.Tensor]:
-    """`Encoder.collate` plus `labels` float32 (batch, step), padded with IGNORED."""
-    batch = encoder.collate([row["row"] for row in rows])
-    labels = torch.full(batch["positions"].shape, IGNORED)
-    for index, row in enumerate(rows):
-        labels[index, : len(row["labels"])] = torch.tensor(row["labels"])
-    return batch | {"labels": labels}
+    """`Encoder.collate` plus what `with_labels` adds."""
+    return with_labels(encoder.collate([row["row"] for row in rows]), rows)
 
 
 def with_lora(model, rank: int, marker_id: int | None) -> PeftModel:
@@ -237,10 +244,11 @@ def train(
 ) -> TrainedPRM:
     """A PRM trained from the weights of `model` (changed in place), saved in `output_dir` at its best epoch.
 
-    `labels`: "soft" or "hard" (mc_score > `threshold`); by default soft for the marker PRM and the ORM, hard for the
-    chat PRMs, as published. `lora_rank` 0 trains all weights, else LoRA, merged at the end. `freeze_vision` keeps the
-    vision tower as it is (both papers). Without `eval_records` the last epoch is kept. `eval_problems` defaults to
-    `problems`. `balance`: see `class_weights`; `train_history`: see `training_rows`; the rest: `training_arguments`.
+    `labels`: "soft", "hard" (mc_score > `threshold`), "counts" or "advantage" (see `objective`); by default soft for
+    the marker PRM and the ORM, hard for the chat PRMs, as published. `lora_rank` 0 trains all weights, else LoRA,
+    merged at the end. `freeze_vision` keeps the vision tower as it is (both papers). Without `eval_records` the last
+    epoch is kept. `eval_problems` defaults to `problems`. `balance`: see `class_weights`; `train_history`: see
+    `training_rows`; the rest: `training_arguments`.
     `pack_size`: solutions of one problem that share a row (see `packing`), of which `batch_size` counts every one.
     """
     form = FORMATS[kind] if isinstance(kind, str) else kind

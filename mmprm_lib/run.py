@@ -90,7 +90,7 @@ class Run:
         self.run_name = str(params["run_name"])
         self.reads = str(params.get("reads") or self.run_name)
         for name in (self.run_name, self.reads):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", name):
                 raise ValueError(f"run_name {name!r}: use letters, digits, dot, dash and underscore only")
         self.stages = provenance.results_root() / self.reads
         self.folder = provenance.results_root() / self.run_name / notebook

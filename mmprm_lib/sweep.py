@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -69,7 +70,7 @@ def points(sweep: str) -> list[Point]:
             name = point_name(varied)
             if name in found:
                 raise ValueError(f"{path}: point {varied} stands there twice")
-            values = {**(given.get("base") or {}), **varied, "run_name": f"{sweep}--{name}"}
+            values = {**(given.get("base") or {}), **varied, "run_name": f"sweeps/{sweep}/{name}"}
             params = parameters.resolve(declared, values, f"{source.stem} at {varied} in {path}")
             found[name] = Point(name, varied, Stage(source.stem, source, values, params))
     return list(found.values())
@@ -92,18 +93,52 @@ def point_name(varied: Mapping[str, Any]) -> str:
     return plain if plain == text and len(plain) <= LONGEST else f"{plain[:LONGEST]}-{fingerprint(dict(varied))[:8]}"
 
 
+def finished(sweep: str) -> dict[str, Path]:
+    """The folder of every finished point, by name: this machine's, else the reference that is kept in results/."""
+    found = {}
+    for point in points(sweep):
+        reference = provenance.project_root() / "results" / point.stage.params["run_name"] / point.stage.name
+        folders = [folder for folder in (point.stage.folder, reference) if read_manifest(folder)]
+        found |= {point.name: folders[0]} if folders else {}
+    return found
+
+
+def grid(sweep: str) -> pd.DataFrame:
+    """All points of a sweep in order: point, the varied parameters, and `done`, whether its results are there."""
+    there = finished(sweep)
+    return pd.DataFrame([{"point": p.name, **p.varied, "done": p.name in there} for p in points(sweep)])
+
+
+def files(sweep: str) -> list[str]:
+    """The manifests of the finished points: a notebook that reads the points names them by `Run.external`."""
+    root = provenance.project_root()
+    found = [folder / "manifest.json" for folder in finished(sweep).values()]
+    return [(path.relative_to(root) if path.is_relative_to(root) else path).as_posix() for path in found]
+
+
 def table(sweep: str) -> pd.DataFrame:
     """The metrics of every finished point: a row per point and metric.
 
     Columns: point, the varied parameters, metric, value, n, low, high. A point that was not run has no rows.
     """
-    rows = []
+    rows, folders = [], finished(sweep)
     for point in points(sweep):
-        if read_manifest(point.stage.folder) is None:
-            continue
-        metrics = json.loads((point.stage.folder / "metrics.json").read_text(encoding="utf-8"))
-        rows += [{"point": point.name, **point.varied, "metric": key, **found} for key, found in metrics.items()]
+        if point.name in folders:
+            metrics = json.loads((folders[point.name] / "metrics.json").read_text(encoding="utf-8"))
+            rows += [{"point": point.name, **point.varied, "metric": key, **found} for key, found in metrics.items()]
     return pd.DataFrame(rows)
+
+
+def tables(sweep: str, name: str) -> pd.DataFrame:
+    """table_<name>.csv of every finished point, the point's name and varied parameters before its own columns."""
+    parts, folders = [], finished(sweep)
+    for point in points(sweep):
+        if point.name in folders:
+            part = pd.read_csv(folders[point.name] / f"table_{name}.csv")
+            for place, (key, value) in enumerate({"point": point.name, **point.varied}.items()):
+                part.insert(place, key, [value] * len(part))
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def jobs_of(cores: int, memory_gb: float) -> int:

@@ -23,8 +23,8 @@ FLOORS = [
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
     | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
     {"selection", "refinement", "pools", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
-    | {"labeling_value", "critique_quality", "refined_pairs"},
-    {"plots", "plots_prm", "plots_evaluation", "plots_cost", "plots_critique", "drawing"},
+    | {"labeling_value", "critique_quality", "refined_pairs", "ablation"},
+    {"plots", "plots_prm", "plots_evaluation", "plots_cost", "plots_critique", "plots_ablation", "drawing"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -32,6 +32,10 @@ KNOWN_PACKAGES = {
 MACHINE_PATH = re.compile(r"(/home/|/root/|/Users/|/tmp/|/work/|/mnt/|[A-Z]:\\\\)\w")
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# the others are points of a sweep
+every_numbered_notebook = pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path.stem[0].isdigit()], ids=lambda path: path.stem
+)
 
 
 def load(path: Path) -> list[dict]:
@@ -62,7 +66,7 @@ def lines_of(cells: list[dict]) -> int:
 @every_notebook
 def test_name_kernel_and_format(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem)
+    assert re.fullmatch(r"(\d\d|point)_[a-z0-9_]+", path.stem)
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     ids = [cell["id"] for cell in notebook["cells"]]
@@ -159,7 +163,7 @@ def test_no_profile_takes_another_path(path):
         assert not re.search(r"\b(smoke|paper)\b", cell["source"].split("#")[0]), "only the parameters differ"
 
 
-@every_notebook
+@every_numbered_notebook
 @pytest.mark.parametrize("profile", ["tiny", "smoke"])
 def test_each_profile_has_its_parameters(path, profile):
     file = REPOSITORY / "params" / profile / f"{path.stem}.yaml"

@@ -423,3 +423,30 @@ def test_lora_is_merged_and_leaves_the_embedding_rows_alone(problems, tmp_path):
 def test_nothing_to_train_on_is_an_error(problems, tmp_path):
     with pytest.raises(ValueError, match="none of 1 records can be trained on"):
         prm.train("marker", [labelled(problems[0], ["a"], [None])], problems, *fresh(marker=False), tmp_path)
+
+
+def test_labels_weighted_by_counts_are_the_binomial_likelihood_of_the_rollouts():
+    record = StepLabels(
+        solution_id="p/s0", problem_id="p", steps=["a", "b", "c"], n_rollouts=[4, 4, 1], n_correct=[3, 1, 0],
+        n_unknown=[0, 2, 0], mc_score=[0.75, 0.5, 0.0], strategy="exhaustive", n_generated_tokens=0,
+    )  # fmt: skip
+    form = steps.FORMATS["marker"]
+    assert objective.decision_labels(form, record, "counts") == [0.75, 0.5, 0.0]
+    assert objective.decision_weights(form, record, "counts") == [4.0, 2.0, 1.0]
+    assert objective.decision_weights(form, record, "soft") is None
+    logits = torch.tensor([[[0.2, -0.1], [1.0, 0.3], [-0.5, 0.4]]])
+    found = objective.step_loss(logits, torch.tensor([[0.75, 0.5, 0.0]]), step_weights=torch.tensor([[4.0, 2.0, 1.0]]))
+    log_p = logits.log_softmax(-1)[0]
+    rollouts = [(3, 1), (1, 1), (0, 1)]  # right and wrong ones
+    likelihood = sum(right * log_p[t, 0] + wrong * log_p[t, 1] for t, (right, wrong) in enumerate(rollouts))
+    assert found.item() == pytest.approx(-likelihood.item() / 3, rel=1e-6)
+
+
+def test_an_advantage_can_be_taught_to_two_words():
+    record = StepLabels(
+        solution_id="p/s0", problem_id="p", steps=["a", "b", "c"], n_rollouts=[4] * 3, n_correct=[3, 3, 1],
+        n_unknown=[0] * 3, mc_score=[0.75, 0.75, 0.25], strategy="exhaustive", n_generated_tokens=0,
+    )  # fmt: skip
+    assert objective.decision_labels(steps.FORMATS["marker"], record, "advantage") == [1.0, 0.5, 0.0]
+    with pytest.raises(ValueError, match="choose one of soft, hard, counts, advantage"):
+        objective.decision_labels(steps.FORMATS["marker"], record, "firm")

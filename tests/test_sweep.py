@@ -19,7 +19,7 @@ def test_a_line_is_a_point_and_a_list_one_for_each_of_its_values(project):
     assert [p.name for p in found] == ["n-2_seed-0", "n-2_seed-1", "n-3_seed-0", "n-3_seed-1", "n-4"]
     assert found[1].varied == {"n": 2, "seed": 1} and found[1].stage.params["scale"] == 1.0
     assert [p.stage.folder.relative_to(project).as_posix() for p in found[:1]] == [
-        "results/grid--n-2_seed-0/01_first"
+        "results/sweeps/grid/n-2_seed-0/01_first"
     ]
 
 
@@ -66,9 +66,26 @@ def test_a_failed_point_costs_itself_alone_and_the_next_call_runs_it_alone(proje
     assert sweep.main(["grid"]) == 0
     assert "1 of 3 points to run" in capfd.readouterr().out
     assert len(sweep.table("grid")) == 3 and all(path.read_bytes() == text for path, text in before.items())
-    manifest = json.loads((project / "results" / "grid--n-4" / "01_first" / "manifest.json").read_text())
+    manifest = json.loads((project / "results" / "sweeps" / "grid" / "n-4" / "01_first" / "manifest.json").read_text())
     assert manifest["params"]["n"] == 4
 
 
 def test_as_many_points_at_once_as_cores_and_memory_bear():
     assert [sweep.jobs_of(2, 24), sweep.jobs_of(8, 24), sweep.jobs_of(4, 4)] == [2, 3, 1]
+
+
+def test_what_finished_points_wrote_is_read_together(project):
+    write(project, "notebook: 01_first\nbase: {scale: 1}\npoints:\n  - {n: [2, 3]}\n")
+    assert sweep.table("grid").empty and sweep.tables("grid", "lines").empty and sweep.files("grid") == []
+    assert sweep.main(["grid", "--jobs", "1"]) == 0
+    write(project, "notebook: 01_first\nbase: {scale: 1}\npoints:\n  - {n: [2, 3, 4]}\n")
+    grid = sweep.grid("grid")
+    assert grid[["n", "done"]].values.tolist() == [[2, True], [3, True], [4, False]]
+    assert sweep.files("grid") == [f"results/sweeps/grid/n-{n}/01_first/manifest.json" for n in (2, 3)]
+
+
+def test_a_reference_point_is_read_where_this_machine_has_none(project, monkeypatch, tmp_path):
+    write(project, "notebook: 01_first\nbase: {scale: 1}\npoints:\n  - {n: [2, 3]}\n")
+    assert sweep.main(["grid", "--jobs", "1"]) == 0
+    monkeypatch.setenv("MMPRM_RESULTS", str(tmp_path / "elsewhere"))
+    assert sweep.grid("grid")["done"].all() and len(sweep.table("grid")) == 2

@@ -1,0 +1,273 @@
+"""One PRM at one point of a sweep, and what many points say together.
+
+Two things make two points differ by chance: which problems they are judged on, and the seed of the training. Both are
+told apart here: an interval over problems (the seeds as they are, every problem paired with itself), and one over seeds
+(the problems as they are, every seed paired with itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from . import benchmark, evaluation, labeling_cost, models, prm, selection, stats
+from .benchmark import Benchmark
+from .schema import Problem, StepLabels
+from .scoring import Scorer
+from .selection import Group
+
+CONFUSION = ["tp", "fn", "fp", "tn"]
+FIRSTS = ["erroneous", "found", "error_free", "passed"]
+FORMS = {True: "multiple choice", False: "fill-in"}
+
+
+def training_labels(
+    labels: Sequence[StepLabels], problems: Sequence[Problem], *, n_problems: int, n_solutions: int, k: int, seed: int
+) -> list[StepLabels]:
+    """Labels of the first `n_problems` train problems, the first `n_solutions` of each, `k` of each step's rollouts.
+
+    `k` 0 takes all rollouts; which k is drawn by `seed`. ValueError if the labels do not have so many of any of these.
+    """
+    train = {p.problem_id for p in problems if p.split == "train"}
+    by_problem: dict[str, list[StepLabels]] = {}
+    for record in labels:
+        if record.problem_id in train and record.steps:
+            by_problem.setdefault(record.problem_id, []).append(record)
+    if len(by_problem) < n_problems:
+        raise ValueError(f"n_problems is {n_problems}: {len(by_problem)} train problems are labelled")
+    if n_solutions > (most := max(map(len, by_problem.values()), default=0)):
+        raise ValueError(f"n_solutions is {n_solutions}: {most} solutions of a problem are labelled")
+    kept = [record for part in list(by_problem.values())[:n_problems] for record in part[:n_solutions]]
+    return labeling_cost.thinned(kept, k, seed) if k else kept
+
+
+def price(records: Sequence[StepLabels], n_tokens: Mapping[str, int]) -> int:
+    """Generated tokens behind labels: their rollouts, and `n_tokens[solution_id]` of the solutions themselves."""
+    return sum(r.n_generated_tokens + n_tokens.get(r.solution_id, 0) for r in records)
+
+
+def trained(
+    records: Sequence[StepLabels], problems: Sequence[Problem], start: str | Path, folder: Path, *, labels: str,
+    n_updates: int, batch_size: int, pack_size: int, **options: Any,
+) -> tuple[Scorer, list[dict]]:  # fmt: skip
+    """(scorer, history) of a marker PRM trained for `n_updates` of `batch_size` solutions from the checkpoint `start`.
+
+    The last update is kept: no dev part chooses, so that points differ in what they are given and in nothing else.
+    """
+    vlm, processor = models.load(start)
+    epochs = n_updates * batch_size / len(records)
+    found = prm.train(
+        "marker", records, problems, vlm, processor, folder, labels=labels, epochs=epochs, batch_size=batch_size,
+        pack_size=pack_size, marker_init=" True?", **options,
+    )  # fmt: skip
+    return found.scorer(name=folder.name), found.history
+
+
+class Judged(NamedTuple):
+    """A scorer's quality: metric -> Estimate, and what each problem adds to it, a row per problem."""
+
+    metrics: dict[str, stats.Estimate]
+    problems: pd.DataFrame
+
+
+def on_benchmark(scorer: Scorer, bench: Benchmark, dev_share: float, seed: int) -> Judged:
+    """Every metric of `benchmark.report` at the threshold of the dev part, in all and by the form of the answer.
+
+    problems: problem_id, form, CONFUSION (steps), FIRSTS (solutions); those of the dev part are left out.
+    """
+    scores = {r.solution_id: r.step_scores for r in scorer.score_records(bench.problems, bench.solutions)}
+    dev, reported = evaluation.divide(bench, dev_share, seed)
+    threshold = evaluation.thresholds(dev, {"prm": scores})["prm"]
+    forms = {p.problem_id: FORMS[bool(p.choices)] for p in reported.problems}
+    places, each = [s.problem_id for s in reported.solutions], evaluation.aligned(reported, scores)
+    found = benchmark.report(reported.labels, each, [forms[p] for p in places], threshold, places, 0, 1000)
+    flat, n = benchmark.flatten(reported.labels, each), len(places)
+    counts = [benchmark.confusion(flat, n, threshold), benchmark.first_errors(flat, n, threshold)]
+    rows = stats.cluster_sums(np.concatenate(counts, axis=1), places)
+    table = pd.DataFrame(rows, columns=[*CONFUSION, *FIRSTS]).astype(int)
+    names = list(dict.fromkeys(places))
+    table = table.assign(problem_id=names, form=[forms[name] for name in names])
+    return Judged(found | {"threshold": stats.Estimate(threshold, len(dev.solutions), None, None)}, table)
+
+
+def in_choosing(
+    scorer: Scorer, problems: Sequence[Problem], groups: Sequence[Group], n: int, aggregators: Sequence[str]
+) -> Judged:
+    """Best-of-n by the mean score and the other aggregators: metrics `best_of_n_<aggregator>`, in all and by form.
+
+    problems: problem_id, form, and a column of 0 and 1 for each of the metrics.
+    """
+    candidates = [s for group in groups for s in group.candidates]
+    scores = {r.solution_id: r.step_scores for r in scorer.score_records(problems, candidates)}
+    table = pd.DataFrame({"problem_id": [p.problem_id for p in problems]})
+    table["form"] = [FORMS[bool(p.choices)] for p in problems]
+    found = {}
+    for name in aggregators:
+        key = f"best_of_n_{name}"
+        table[key] = selection.outcomes(groups, "best_of_n", n, scores, name).astype(int)
+        found[key] = stats.mean(table[key])
+        for form, part in table.groupby("form", sort=False):
+            found[f"{key}__{form.replace(' ', '_')}"] = stats.mean(part[key])
+    return Judged(found, table)
+
+
+# -- many points together
+
+
+def _f1(counts: np.ndarray) -> np.ndarray:
+    return stats.f1_scores(counts).mean(axis=-1)
+
+
+def _share(totals: np.ndarray) -> np.ndarray:
+    return totals[..., 0] / np.maximum(totals[..., 1], 1)
+
+
+MEASURES: dict[str, tuple[list[str], Callable[[np.ndarray], np.ndarray]]] = {
+    "macro_f1": (CONFUSION, _f1),
+    "first_error_f1": (FIRSTS, benchmark.first_error_f1),
+    "best_of_n_mean": (["best_of_n_mean", "one"], _share),
+    "best_of_n_min": (["best_of_n_min", "one"], _share),
+    "best_of_n_last": (["best_of_n_last", "one"], _share),
+}  # measure -> the columns of a table of problems, and what their totals (..., column) give
+
+
+def _cube(table: pd.DataFrame, measure: str) -> tuple[np.ndarray, list[int]]:
+    """What each problem adds in each seed, (problem, seed, column), and the seeds; ValueError if a seed lacks some."""
+    columns, _ = MEASURES[measure]
+    part = table.assign(one=1).dropna(subset=columns).sort_values(["seed", "problem_id"])
+    seeds = sorted(part["seed"].unique())
+    blocks = [part[part["seed"] == s] for s in seeds]
+    if any(list(b["problem_id"]) != list(blocks[0]["problem_id"]) for b in blocks):
+        raise ValueError(f"{measure}: the seeds {seeds} were judged on different problems; run their points again")
+    return np.stack([b[columns].to_numpy(float) for b in blocks], axis=1), seeds
+
+
+COMPARED = ["measure", "value", "n", "low", "high", "n_seeds", "seed_sd", "seed_low", "seed_high", "p_seeds"]
+
+
+def level(table: pd.DataFrame, measure: str) -> dict[str, Any]:
+    """A measure of one setting, the mean over its seeds, as COMPARED: n problems with the interval over them, and what
+    the seeds differ by (sd, the t interval of their mean).
+    """
+    cube, _ = _cube(table, measure)
+    return _summary(cube, lambda totals: MEASURES[measure][1](totals), measure)
+
+
+def difference(a: pd.DataFrame, b: pd.DataFrame, measure: str) -> dict[str, Any]:
+    """A measure of `a` minus that of `b`, as COMPARED: the same problems and the same seeds on both sides.
+
+    ValueError if the seeds or the problems differ. p_seeds: Student's t on the seeds' differences.
+    """
+    (one, seeds), (two, others) = _cube(a, measure), _cube(b, measure)
+    if seeds != others or one.shape != two.shape:
+        raise ValueError(f"{measure}: seeds {seeds} against {others}, {len(one)} problems against {len(two)}: no pairs")
+    statistic, width = MEASURES[measure][1], one.shape[2]
+    both = np.concatenate([one, two], axis=2)
+    return _summary(both, lambda t: statistic(t[..., :width]) - statistic(t[..., width:]), measure)
+
+
+def _summary(cube: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], measure: str) -> dict[str, Any]:
+    n_problems, n_seeds, width = cube.shape
+
+    def over_seeds(totals: np.ndarray) -> np.ndarray:
+        return statistic(totals.reshape(*totals.shape[:-1], n_seeds, width)).mean(axis=-1)
+
+    value, n, low, high = stats.bootstrap(cube.reshape(n_problems, -1), over_seeds, n_problems)
+    each = statistic(cube.sum(axis=0))
+    return dict(zip(COMPARED, (measure, value, n, low, high, n_seeds, *of_seeds(each)), strict=True))
+
+
+def of_seeds(values: Sequence[float]) -> tuple[float, float, float, float]:
+    """(sd, low, high, p) of the seeds' mean: the t interval and the two-sided p of its being 0; nan for one seed."""
+    each = np.asarray(values, dtype=float)
+    if len(each) < 2:
+        return (float("nan"),) * 4
+    sd, error = float(each.std(ddof=1)), float(each.std(ddof=1)) / np.sqrt(len(each))
+    half = student.ppf(0.975, len(each) - 1) * error
+    p = 2 * student.sf(abs(each.mean()) / error, len(each) - 1) if error else float(each.mean() == 0)
+    return sd, float(each.mean() - half), float(each.mean() + half), float(p)
+
+
+def compared(
+    table: pd.DataFrame, by: str, base: str, measures: Sequence[str], keep: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
+    """`difference` of every setting in the column `by` to `base`, a row per setting and measure, with `holm`: p_seeds
+    corrected for all rows. `keep` are columns with one value each, for the rows of a larger table.
+    """
+    settings = [name for name in table[by].unique() if name != base]
+    against = table[table[by] == base]
+    rows = [
+        {by: name, **(keep or {}), **difference(table[table[by] == name], against, measure)}
+        for measure in measures
+        for name in settings
+    ]
+    found = pd.DataFrame(rows, columns=[by, *(keep or {}), *COMPARED])
+    return found.assign(holm=stats.holm(found["p_seeds"]) if found["p_seeds"].notna().all() else np.nan)
+
+
+def levels(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+    """`level` of every setting (a combination of the columns `by`) in every measure."""
+    rows = []
+    for names, part in table.groupby(list(by), sort=False):
+        setting = dict(zip(by, names, strict=True))
+        rows += [{**setting, **level(part, measure)} for measure in measures]
+    return pd.DataFrame(rows, columns=[*by, *COMPARED])
+
+
+def each_seed(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+    """Every setting and seed by itself: the columns `by`, seed, measure, value."""
+    rows = []
+    for names, part in table.groupby([*by, "seed"], sort=False):
+        setting = dict(zip([*by, "seed"], names, strict=True))
+        rows += [{**setting, "measure": measure, "value": level(part, measure)["value"]} for measure in measures]
+    return pd.DataFrame(rows, columns=[*by, "seed", "measure", "value"])
+
+
+def seeds_of(metrics: pd.DataFrame, by: Sequence[str], metric: str) -> pd.DataFrame:
+    """As `levels`, of a metric that is no sum over problems (AUROC): only what the seeds differ by is known of it."""
+    rows = []
+    for names, part in metrics[metrics["metric"] == metric].groupby(list(by), sort=False):
+        setting, values = dict(zip(by, names, strict=True)), part["value"].astype(float)
+        tail = (metric, values.mean(), int(part["n"].min()), np.nan, np.nan, len(part), *of_seeds(values))
+        rows.append({**setting, **dict(zip(COMPARED, tail, strict=True))})
+    return pd.DataFrame(rows, columns=[*by, *COMPARED])
+
+
+def seed_differences(metrics: pd.DataFrame, by: str, base: str, metric: str) -> pd.DataFrame:
+    """As `compared`, of a metric that is no sum over problems: every seed minus the same seed of `base`.
+
+    ValueError if a setting and `base` have no seed in common.
+    """
+    wide = metrics[metrics["metric"] == metric].pivot(index="seed", columns=by, values="value")
+    rows = []
+    for name in [n for n in metrics[by].unique() if n != base]:
+        each = (wide[name] - wide[base]).dropna()
+        if each.empty:
+            raise ValueError(f"{name!r} and {base!r} have no seed in common: run their points")
+        n = int(metrics[(metrics["metric"] == metric) & (metrics[by] == name)]["n"].min())
+        tail = (metric, each.mean(), n, np.nan, np.nan, len(each), *of_seeds(each))
+        rows.append({by: name, **dict(zip(COMPARED, tail, strict=True))})
+    found = pd.DataFrame(rows, columns=[by, *COMPARED])
+    return found.assign(holm=stats.holm(found["p_seeds"]))
+
+
+def target_names(points: pd.DataFrame) -> pd.Series:
+    """What each point was taught, in words: "soft", "hard > 0", "hard > 1/16", "counts", "advantage"."""
+    thresholds = points["threshold"].fillna(0.0) if "threshold" in points else pd.Series(0.0, points.index)
+    names = [
+        f"hard > {Fraction(threshold).limit_denominator(1024)}" if target == "hard" else target
+        for target, threshold in zip(points["target"], thresholds, strict=True)
+    ]
+    return pd.Series(names, index=points.index)
+
+
+def missing(grid: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """How many points of every setting are finished: the columns `by`, n_points, and `finished`."""
+    counted = grid.groupby(list(by), sort=False, dropna=False)["done"].agg(["size", "sum"]).reset_index()
+    return counted.rename(columns={"size": "n_points", "sum": "finished"})

@@ -1,0 +1,127 @@
+"""Points of a sweep together: literal differences, both kinds of chance apart, and what a point is trained on."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
+
+from mmprm_lib import ablation, plots_ablation
+from mmprm_lib.schema import StepLabels
+from tests.doubles import problem
+
+
+def labels(solution_id: str, scores: list[float], n: int = 4) -> StepLabels:
+    return StepLabels(
+        solution_id=solution_id, problem_id=solution_id.split("/")[0], steps=[f"step {t}" for t in range(len(scores))],
+        n_rollouts=[n] * len(scores), n_correct=[round(n * s) for s in scores], n_unknown=[0] * len(scores),
+        mc_score=scores, strategy="exhaustive", n_generated_tokens=40,
+    )  # fmt: skip
+
+
+def points(**right: list[list[int]]) -> pd.DataFrame:
+    """A table of problems: setting -> for each seed the outcome of each problem in Best-of-N."""
+    rows = [
+        {"setting": name, "seed": seed, "problem_id": f"p{i}", "best_of_n_mean": value}
+        for name, seeds in right.items()
+        for seed, values in enumerate(seeds)
+        for i, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_point_takes_the_first_problems_and_solutions_and_k_of_the_rollouts():
+    problems = [problem(f"p{i}", split="train") for i in range(3)] + [problem("d", split="dev")]
+    records = [labels(f"{p}/s{i}", [1.0, 0.5]) for p in ("d", "p1", "p0", "p2") for i in range(3)]
+    found = ablation.training_labels(records, problems, n_problems=2, n_solutions=2, k=0, seed=0)
+    assert [r.solution_id for r in found] == ["p1/s0", "p1/s1", "p0/s0", "p0/s1"]
+    fewer = ablation.training_labels(records, problems, n_problems=2, n_solutions=2, k=1, seed=0)
+    assert [r.n_rollouts for r in fewer] == [[1, 1]] * 4 and all(r.mc_score[0] == 1.0 for r in fewer)
+    with pytest.raises(ValueError, match="n_problems is 4: 3 train problems"):
+        ablation.training_labels(records, problems, n_problems=4, n_solutions=1, k=0, seed=0)
+    with pytest.raises(ValueError, match="n_solutions is 4: 3 solutions"):
+        ablation.training_labels(records, problems, n_problems=1, n_solutions=4, k=0, seed=0)
+    assert ablation.price(found, {"p1/s0": 7, "other": 100}) == 4 * 40 + 7
+
+
+def test_a_difference_pairs_problems_and_seeds():
+    table = points(a=[[1, 1, 0, 1], [1, 0, 1, 1]], b=[[1, 0, 0, 1], [0, 0, 1, 1]])
+    a, b = (table[table["setting"] == name] for name in "ab")
+    found = ablation.difference(a, b, "best_of_n_mean")
+    assert (found["value"], found["n"], found["n_seeds"]) == (0.25, 4, 2)
+    assert found["seed_sd"] == 0 and found["p_seeds"] == 0  # each seed differs by 0.25
+    assert found["low"] == 0 and found["high"] > 0.25
+    assert ablation.difference(b, a, "best_of_n_mean")["value"] == -0.25
+    assert ablation.level(a, "best_of_n_mean")["value"] == 0.75
+    with pytest.raises(ValueError, match="no pairs"):
+        ablation.difference(a, b[b["seed"] == 0], "best_of_n_mean")
+    with pytest.raises(ValueError, match="judged on different problems"):
+        ablation.level(a[~((a["seed"] == 0) & (a["problem_id"] == "p0"))], "best_of_n_mean")
+
+
+def test_macro_f1_of_many_seeds_is_the_mean_of_theirs():
+    counts = {0: [(3, 1, 1, 3), (2, 0, 1, 1)], 1: [(1, 3, 3, 1), (2, 1, 0, 1)]}
+    rows = [
+        dict(zip([*ablation.CONFUSION, "seed", "problem_id"], (*c, seed, f"p{i}"), strict=True))
+        for seed, each in counts.items()
+        for i, c in enumerate(each)
+    ]
+    found = ablation.level(pd.DataFrame(rows), "macro_f1")
+    one, two = (np.mean([2 * 5 / 13, 2 * 4 / 11]), np.mean([2 * 3 / 10, 2 * 2 / 9]))  # (5, 1, 2, 4) and (3, 4, 3, 2)
+    one = np.mean([10 / (10 + 2 + 1), 8 / (8 + 2 + 1)])
+    two = np.mean([6 / (6 + 3 + 4), 4 / (4 + 3 + 4)])
+    assert found["value"] == pytest.approx((one + two) / 2) and found["n"] == 2
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8).filter(lambda v: np.std(v) > 1e-3))
+def test_the_interval_over_seeds_is_students(values):
+    sd, low, high, p = ablation.of_seeds(values)
+    known = ttest_1samp(values, 0)
+    assert p == pytest.approx(known.pvalue) and sd == pytest.approx(np.std(values, ddof=1))
+    assert (low, high) == pytest.approx(tuple(known.confidence_interval()))
+
+
+def test_one_seed_says_nothing_of_seeds():
+    assert np.isnan(ablation.of_seeds([0.3])).all()
+    table = points(a=[[1, 0, 1]], b=[[0, 0, 1]])
+    found = ablation.compared(table, "setting", "b", ["best_of_n_mean"])
+    assert found["n_seeds"].tolist() == [1] and found["holm"].isna().all()
+
+
+def test_every_setting_is_held_against_the_base_and_corrected_for_all_rows():
+    rng = np.random.default_rng(0)
+    table = points(**{name: rng.integers(0, 2, (5, 40)).tolist() for name in ("a", "b", "c")})
+    found = ablation.compared(table, "setting", "b", ["best_of_n_mean"], {"form": "all"})
+    assert found["setting"].tolist() == ["a", "c"] and found["form"].tolist() == ["all", "all"]
+    p = sorted(found["p_seeds"])
+    assert sorted(found["holm"]) == pytest.approx([min(1, 2 * p[0]), min(1, max(2 * p[0], p[1]))])
+
+
+def test_a_metric_without_problems_is_compared_seed_by_seed():
+    rows = [("a", 0, 0.8), ("a", 1, 0.7), ("b", 0, 0.6), ("b", 1, 0.6)]
+    frame = pd.DataFrame(rows, columns=["setting", "seed", "value"]).assign(metric="auroc", n=100)
+    [found] = ablation.seed_differences(frame, "setting", "b", "auroc").to_dict("records")
+    assert found["value"] == pytest.approx(0.15) and found["n_seeds"] == 2 and np.isnan(found["low"])
+    assert ablation.seeds_of(frame, ["setting"], "auroc")["value"].tolist() == pytest.approx([0.75, 0.6])
+    with pytest.raises(ValueError, match="no seed in common"):
+        ablation.seed_differences(frame.assign(seed=[0, 1, 2, 3]), "setting", "b", "auroc")
+
+
+def test_targets_have_names_that_say_the_threshold():
+    frame = pd.DataFrame({"target": ["soft", "hard", "hard", "counts"], "threshold": [None, 0.0, 0.0625, None]})
+    assert ablation.target_names(frame).tolist() == ["soft", "hard > 0", "hard > 1/16", "counts"]
+    assert ablation.target_names(frame[["target"]]).tolist() == ["soft", "hard > 0", "hard > 0", "counts"]
+    done = frame.assign(done=[True, False, True, True])
+    assert ablation.missing(done, ["target"]).values.tolist() == [["soft", 1, 1], ["hard", 2, 1], ["counts", 1, 1]]
+
+
+def test_figures_show_both_intervals_and_all_lines():
+    table = points(a=[[1, 0, 1, 1], [1, 1, 1, 0]], b=[[0, 0, 1, 1], [1, 0, 0, 0]], c=[[0, 1, 1, 1], [1, 0, 1, 0]])
+    gaps = ablation.compared(table, "setting", "b", ["best_of_n_mean"])
+    [axis, *_] = plots_ablation.differences(gaps, "setting", ["best_of_n_mean"], base="b", caption="n").axes
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["a", "c"] and axis.get_xlabel() == "minus b"
+    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["problems", "seeds"]
+    dial = pd.concat([ablation.levels(table, ["setting"], ["best_of_n_mean"]).assign(k=k) for k in (1, 4)])
+    [axis] = plots_ablation.over_dial(dial, "k", "setting", ["best_of_n_mean"], log=2).axes
+    assert len(axis.lines) == 3 and [t.get_text() for t in axis.get_xticklabels()] == ["1", "4"]
