@@ -47,11 +47,6 @@ def training_labels(
     return labeling_cost.thinned(kept, k, seed) if k else kept
 
 
-def price(records: Sequence[StepLabels], n_tokens: Mapping[str, int]) -> int:
-    """Generated tokens behind labels: their rollouts, and `n_tokens[solution_id]` of the solutions themselves."""
-    return sum(r.n_generated_tokens + n_tokens.get(r.solution_id, 0) for r in records)
-
-
 def trained(
     records: Sequence[StepLabels], problems: Sequence[Problem], start: str | Path, folder: Path, *, labels: str,
     n_updates: int, batch_size: int, pack_size: int, **options: Any,
@@ -151,15 +146,15 @@ def _cube(table: pd.DataFrame, measure: str) -> tuple[np.ndarray, list[int]]:
 COMPARED = ["measure", "value", "n", "low", "high", "n_seeds", "seed_sd", "seed_low", "seed_high", "p_seeds"]
 
 
-def level(table: pd.DataFrame, measure: str) -> dict[str, Any]:
+def level(table: pd.DataFrame, measure: str, seed: int = 0) -> dict[str, Any]:
     """A measure of one setting, the mean over its seeds, as COMPARED: n problems with the interval over them, and what
     the seeds differ by (sd, the t interval of their mean).
     """
     cube, _ = _cube(table, measure)
-    return _summary(cube, lambda totals: MEASURES[measure][1](totals), measure)
+    return _summary(cube, MEASURES[measure][1], measure, seed)
 
 
-def difference(a: pd.DataFrame, b: pd.DataFrame, measure: str) -> dict[str, Any]:
+def difference(a: pd.DataFrame, b: pd.DataFrame, measure: str, seed: int = 0) -> dict[str, Any]:
     """A measure of `a` minus that of `b`, as COMPARED: the same problems and the same seeds on both sides.
 
     ValueError if the seeds or the problems differ. p_seeds: Student's t on the seeds' differences.
@@ -169,16 +164,19 @@ def difference(a: pd.DataFrame, b: pd.DataFrame, measure: str) -> dict[str, Any]
         raise ValueError(f"{measure}: seeds {seeds} against {others}, {len(one)} problems against {len(two)}: no pairs")
     statistic, width = MEASURES[measure][1], one.shape[2]
     both = np.concatenate([one, two], axis=2)
-    return _summary(both, lambda t: statistic(t[..., :width]) - statistic(t[..., width:]), measure)
+    return _summary(both, lambda t: statistic(t[..., :width]) - statistic(t[..., width:]), measure, seed)
 
 
-def _summary(cube: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], measure: str) -> dict[str, Any]:
+def _summary(
+    cube: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], measure: str, seed: int
+) -> dict[str, Any]:
+    """COMPARED of a statistic of totals (..., column) in a cube (problem, seed, column); `seed` is the bootstrap's."""
     n_problems, n_seeds, width = cube.shape
 
     def over_seeds(totals: np.ndarray) -> np.ndarray:
         return statistic(totals.reshape(*totals.shape[:-1], n_seeds, width)).mean(axis=-1)
 
-    value, n, low, high = stats.bootstrap(cube.reshape(n_problems, -1), over_seeds, n_problems)
+    value, n, low, high = stats.bootstrap(cube.reshape(n_problems, -1), over_seeds, n_problems, seed=seed)
     each = statistic(cube.sum(axis=0))
     return dict(zip(COMPARED, (measure, value, n, low, high, n_seeds, *of_seeds(each)), strict=True))
 
@@ -195,15 +193,16 @@ def of_seeds(values: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def compared(
-    table: pd.DataFrame, by: str, base: str, measures: Sequence[str], keep: Mapping[str, Any] | None = None
-) -> pd.DataFrame:
+    table: pd.DataFrame, by: str, base: str, measures: Sequence[str], keep: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """`difference` of every setting in the column `by` to `base`, a row per setting and measure, with `holm`: p_seeds
     corrected for all rows. `keep` are columns with one value each, for the rows of a larger table.
     """
     settings = [name for name in table[by].unique() if name != base]
     against = table[table[by] == base]
     rows = [
-        {by: name, **(keep or {}), **difference(table[table[by] == name], against, measure)}
+        {by: name, **(keep or {}), **difference(table[table[by] == name], against, measure, seed)}
         for measure in measures
         for name in settings
     ]
@@ -211,22 +210,13 @@ def compared(
     return found.assign(holm=stats.holm(found["p_seeds"]) if found["p_seeds"].notna().all() else np.nan)
 
 
-def levels(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+def levels(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str], seed: int = 0) -> pd.DataFrame:
     """`level` of every setting (a combination of the columns `by`) in every measure."""
     rows = []
     for names, part in table.groupby(list(by), sort=False):
         setting = dict(zip(by, names, strict=True))
-        rows += [{**setting, **level(part, measure)} for measure in measures]
+        rows += [{**setting, **level(part, measure, seed)} for measure in measures]
     return pd.DataFrame(rows, columns=[*by, *COMPARED])
-
-
-def each_seed(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
-    """Every setting and seed by itself: the columns `by`, seed, measure, value."""
-    rows = []
-    for names, part in table.groupby([*by, "seed"], sort=False):
-        setting = dict(zip([*by, "seed"], names, strict=True))
-        rows += [{**setting, "measure": measure, "value": level(part, measure)["value"]} for measure in measures]
-    return pd.DataFrame(rows, columns=[*by, "seed", "measure", "value"])
 
 
 def seeds_of(metrics: pd.DataFrame, by: Sequence[str], metric: str) -> pd.DataFrame:
@@ -267,7 +257,7 @@ def target_names(points: pd.DataFrame) -> pd.Series:
     return pd.Series(names, index=points.index)
 
 
-def missing(grid: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+def counted(grid: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """How many points of every setting are finished: the columns `by`, n_points, and `finished`."""
     counted = grid.groupby(list(by), sort=False, dropna=False)["done"].agg(["size", "sum"]).reset_index()
     return counted.rename(columns={"size": "n_points", "sum": "finished"})

@@ -129,7 +129,7 @@ def _packed_text(texts: Sequence[dict]) -> dict:
     return {"input_ids": row.ids, "row": row, **columns}
 
 
-def per_row(batch_size: int, n_solutions: int, n_rows: int) -> int:
+def rows_per_batch(batch_size: int, n_solutions: int, n_rows: int) -> int:
     """How many packed rows make a batch of about `batch_size` solutions, at least 1."""
     return max(1, batch_size // max(1, round(n_solutions / n_rows)))
 

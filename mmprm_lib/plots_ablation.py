@@ -16,9 +16,9 @@ WORDS = {
     "macro_f1": "step macro F1",
     "auroc": "step AUROC",
     "first_error_f1": "first-error F1",
-    "best_of_n_mean": "Best-of-8, mean of scores",
-    "best_of_n_min": "Best-of-8, least score",
-    "best_of_n_last": "Best-of-8, last score",
+    "best_of_n_mean": "Best-of-N, mean of scores",
+    "best_of_n_min": "Best-of-N, least score",
+    "best_of_n_last": "Best-of-N, last score",
 }
 
 

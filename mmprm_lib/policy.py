@@ -20,7 +20,7 @@ from .data import frame
 from .encoding import Encoded, Encoder
 from .generation import TransformersGenerator
 from .packing import NO_TARGET as IGNORED
-from .packing import Packed, packed_texts, per_row
+from .packing import Packed, packed_texts, rows_per_batch
 from .packing import tensors as packed_tensors
 from .prm import training_arguments, with_lora
 from .schema import Problem, Solution, fingerprint, write_bytes
@@ -182,7 +182,7 @@ def tune(
     n_texts = len(data)
     if pack_size > 1:
         data = packed_texts(data, pack_size)
-        arguments.per_device_train_batch_size = per_row(batch_size, n_texts, len(data))
+        arguments.per_device_train_batch_size = rows_per_batch(batch_size, n_texts, len(data))
     n_updates = epochs * math.ceil(len(data) / (arguments.per_device_train_batch_size * gradient_accumulation))
     arguments.logging_steps = max(1, int(n_updates) // N_LOGGED)
     # grouped by length, a small corpus would be seen family by family: the loss jumps where a group begins

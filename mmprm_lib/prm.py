@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from mmprm_lib import models
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
-from mmprm_lib.packing import collate_packed, packed_rows, per_row, with_labels
+from mmprm_lib.packing import collate_packed, packed_rows, rows_per_batch, with_labels
 from mmprm_lib.schema import Problem, Solution, StepLabels
 from mmprm_lib.scoring import (
     VISION_TOWERS,
@@ -266,7 +266,7 @@ def train(
     n_rows, collate = len(rows), partial(collate_labelled, encoder)
     if pack_size > 1:
         rows, collate = packed_rows(rows, pack_size), partial(collate_packed, encoder)
-        arguments.per_device_train_batch_size = per_row(arguments.per_device_train_batch_size, n_rows, len(rows))
+        arguments.per_device_train_batch_size = rows_per_batch(arguments.per_device_train_batch_size, n_rows, len(rows))
         arguments.train_sampling_strategy = "random"  # few problems in a batch: not all of one family, too
     trainer = StepTrainer(head, arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper])
     trainer.weights = class_weights((y for r in rows for y in r["labels"] if y != IGNORED), len(form.labels), balance)

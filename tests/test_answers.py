@@ -226,7 +226,6 @@ def test_a_checker_beside_a_large_process_still_tells_different_answers():
     assert done.stdout.strip() == "(False, '') (True, '')"
 
 
-
 def test_an_exception_in_math_verify_is_unknown():
     same_or_not, reason = mathcheck.same_expression("x", r"\frac{1}{0}")
     assert same_or_not is not True and (same_or_not is False or reason)

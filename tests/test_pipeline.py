@@ -115,7 +115,9 @@ def test_nbval_really_compares(tmp_path, printed, verdict):
 def test_a_sweep_runs_on_what_the_notebooks_wrote(results):
     done = call("-m", "mmprm_lib.sweep", "smoke", results=results)
     assert done.returncode == 0, done.stdout
-    for folder in (results / "sweeps" / "smoke").glob("*/point_prm"):
+    folders = list((results / "sweeps" / "smoke").glob("*/point_prm"))
+    assert len(folders) == 2
+    for folder in folders:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         assert {"macro_f1_pooled", "auroc", "best_of_n_mean"} <= set(metrics) and (folder / "table_problems.csv").exists()
     again = call("-m", "mmprm_lib.sweep", "smoke", results=results)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmprm_lib import data, encoding, models, objective, prm, scoring, steps
+from mmprm_lib import data, encoding, models, objective, packing, prm, scoring, steps
 from mmprm_lib.schema import Solution, StepLabels
 
 FORMS = steps.FORMATS
@@ -450,3 +450,13 @@ def test_an_advantage_can_be_taught_to_two_words():
     assert objective.decision_labels(steps.FORMATS["marker"], record, "advantage") == [1.0, 0.5, 0.0]
     with pytest.raises(ValueError, match="choose one of soft, hard, counts, advantage"):
         objective.decision_labels(steps.FORMATS["marker"], record, "firm")
+
+
+def test_weights_of_decisions_have_mean_1_where_there_is_a_label_and_reach_the_loss():
+    rows = [{"weights": [4.0, 2.0], "labels": [1.0, objective.IGNORED]}, {"weights": [1.0], "labels": [0.0]}]
+    evened = prm._evened(rows)
+    assert [row["weights"] for row in evened] == [[pytest.approx(1.6), pytest.approx(0.8)], [pytest.approx(0.4)]]
+    batch = packing.with_labels({"positions": torch.zeros(2, 2)}, evened)
+    assert torch.allclose(batch["step_weights"], torch.tensor([[1.6, 0.8], [0.4, 0.0]]))
+    assert batch["labels"].tolist() == [[1.0, objective.IGNORED], [0.0, objective.IGNORED]]
+    assert "step_weights" not in packing.with_labels({"positions": torch.zeros(1, 1)}, [{"labels": [1.0]}])
