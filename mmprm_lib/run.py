@@ -91,7 +91,7 @@ class Run:
         self.reads = str(params.get("reads") or self.run_name)
         for name in (self.run_name, self.reads):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", name):
-                raise ValueError(f"run_name {name!r}: use letters, digits, dot, dash, underscore, and / between folders")
+                raise ValueError(f"run_name {name!r}: use letters, digits, dot, dash, underscore, and / for folders")
         self.stages = provenance.results_root() / self.reads
         self.folder = provenance.results_root() / self.run_name / notebook
         self.folder.mkdir(parents=True, exist_ok=True)
