@@ -9,7 +9,8 @@ PY := $(VENV)/bin/python
 POLICY := $(or $(wildcard results/tiny/02_policy/policy),embedded)
 CRITIC := results/tiny/07_generative_prm/critique
 STAMP := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d " " -f 1)
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+# compiling all of it takes longer than installing it; Python compiles what is imported
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test slow lab bench base ablations sweep verify clean
