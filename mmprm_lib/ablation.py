@@ -1,4 +1,4 @@
-"""One PRM at one point of a sweep, and what many points say together.
+"""What many points of a sweep say together.
 
 Two things make two points differ by chance: which problems they are judged on, and the seed of the training. Both are
 told apart here: an interval over problems (the seeds as they are, every problem paired with itself), and one over seeds
@@ -7,112 +7,19 @@ told apart here: an interval over problems (the seeds as they are, every problem
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from . import benchmark, evaluation, labeling_cost, models, prm, selection, stats
-from .benchmark import Benchmark
-from .schema import Problem, StepLabels
-from .scoring import Scorer
-from .selection import Group
+from . import benchmark, stats
 
 CONFUSION = ["tp", "fn", "fp", "tn"]
 FIRSTS = ["erroneous", "found", "error_free", "passed"]
-FORMS = {True: "multiple choice", False: "fill-in"}
-
-
-def training_labels(
-    labels: Sequence[StepLabels], problems: Sequence[Problem], *, n_problems: int, n_solutions: int, k: int, seed: int
-) -> list[StepLabels]:
-    """Labels of the first `n_problems` train problems, the first `n_solutions` of each, `k` of each step's rollouts.
-
-    `k` 0 takes all rollouts; which k is drawn by `seed`. ValueError if the labels do not have so many of any of these.
-    """
-    train = {p.problem_id for p in problems if p.split == "train"}
-    by_problem: dict[str, list[StepLabels]] = {}
-    for record in labels:
-        if record.problem_id in train and record.steps:
-            by_problem.setdefault(record.problem_id, []).append(record)
-    if len(by_problem) < n_problems:
-        raise ValueError(f"n_problems is {n_problems}: {len(by_problem)} train problems are labelled")
-    if n_solutions > (most := max(map(len, by_problem.values()), default=0)):
-        raise ValueError(f"n_solutions is {n_solutions}: {most} solutions of a problem are labelled")
-    kept = [record for part in list(by_problem.values())[:n_problems] for record in part[:n_solutions]]
-    return labeling_cost.thinned(kept, k, seed) if k else kept
-
-
-def trained(
-    records: Sequence[StepLabels], problems: Sequence[Problem], start: str | Path, folder: Path, *, labels: str,
-    n_updates: int, batch_size: int, pack_size: int, **options: Any,
-) -> tuple[Scorer, list[dict]]:  # fmt: skip
-    """(scorer, history) of a marker PRM trained for `n_updates` of `batch_size` solutions from the checkpoint `start`.
-
-    The last update is kept: no dev part chooses, so that points differ in what they are given and in nothing else.
-    """
-    vlm, processor = models.load(start)
-    epochs = n_updates * batch_size / len(records)
-    found = prm.train(
-        "marker", records, problems, vlm, processor, folder, labels=labels, epochs=epochs, batch_size=batch_size,
-        pack_size=pack_size, marker_init=" True?", **options,
-    )  # fmt: skip
-    return found.scorer(name=folder.name), found.history
-
-
-class Judged(NamedTuple):
-    """A scorer's quality: metric -> Estimate, and what each problem adds to it, a row per problem."""
-
-    metrics: dict[str, stats.Estimate]
-    problems: pd.DataFrame
-
-
-def on_benchmark(scorer: Scorer, bench: Benchmark, dev_share: float, seed: int) -> Judged:
-    """Every metric of `benchmark.report` at the threshold of the dev part, in all and by the form of the answer.
-
-    problems: problem_id, form, CONFUSION (steps), FIRSTS (solutions); those of the dev part are left out.
-    """
-    scores = {r.solution_id: r.step_scores for r in scorer.score_records(bench.problems, bench.solutions)}
-    dev, reported = evaluation.divide(bench, dev_share, seed)
-    threshold = evaluation.thresholds(dev, {"prm": scores})["prm"]
-    forms = {p.problem_id: FORMS[bool(p.choices)] for p in reported.problems}
-    places, each = [s.problem_id for s in reported.solutions], evaluation.aligned(reported, scores)
-    found = benchmark.report(reported.labels, each, [forms[p] for p in places], threshold, places, 0, 1000)
-    flat, n = benchmark.flatten(reported.labels, each), len(places)
-    counts = [benchmark.confusion(flat, n, threshold), benchmark.first_errors(flat, n, threshold)]
-    rows = stats.cluster_sums(np.concatenate(counts, axis=1), places)
-    table = pd.DataFrame(rows, columns=[*CONFUSION, *FIRSTS]).astype(int)
-    names = list(dict.fromkeys(places))
-    table = table.assign(problem_id=names, form=[forms[name] for name in names])
-    return Judged(found | {"threshold": stats.Estimate(threshold, len(dev.solutions), None, None)}, table)
-
-
-def in_choosing(
-    scorer: Scorer, problems: Sequence[Problem], groups: Sequence[Group], n: int, aggregators: Sequence[str]
-) -> Judged:
-    """Best-of-n by the mean score and the other aggregators: metrics `best_of_n_<aggregator>`, in all and by form.
-
-    problems: problem_id, form, and a column of 0 and 1 for each of the metrics.
-    """
-    candidates = [s for group in groups for s in group.candidates]
-    scores = {r.solution_id: r.step_scores for r in scorer.score_records(problems, candidates)}
-    table = pd.DataFrame({"problem_id": [p.problem_id for p in problems]})
-    table["form"] = [FORMS[bool(p.choices)] for p in problems]
-    found = {}
-    for name in aggregators:
-        key = f"best_of_n_{name}"
-        table[key] = selection.outcomes(groups, "best_of_n", n, scores, name).astype(int)
-        found[key] = stats.mean(table[key])
-        for form, part in table.groupby("form", sort=False):
-            found[f"{key}__{form.replace(' ', '_')}"] = stats.mean(part[key])
-    return Judged(found, table)
-
-
-# -- many points together
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:
@@ -176,7 +83,7 @@ def _summary(
     def over_seeds(totals: np.ndarray) -> np.ndarray:
         return statistic(totals.reshape(*totals.shape[:-1], n_seeds, width)).mean(axis=-1)
 
-    value, n, low, high = stats.bootstrap(cube.reshape(n_problems, -1), over_seeds, n_problems, seed=seed)
+    value, n, low, high = stats.bootstrap(cube.reshape(n_problems, -1), over_seeds, n_problems, method="bca", seed=seed)
     each = statistic(cube.sum(axis=0))
     return dict(zip(COMPARED, (measure, value, n, low, high, n_seeds, *of_seeds(each)), strict=True))
 
@@ -219,6 +126,40 @@ def levels(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str], seed
     return pd.DataFrame(rows, columns=[*by, *COMPARED])
 
 
+def shares(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """As `levels`, of columns that hold a value of each problem, where no seed was varied: only problems are drawn."""
+    rows = []
+    for names, part in table.groupby(list(by), sort=False):
+        for measure in measures:
+            tail = (measure, *stats.mean(part[measure], seed=seed), 1, *of_seeds([]))
+            rows.append({**dict(zip(by, names, strict=True)), **dict(zip(COMPARED, tail, strict=True))})
+    return pd.DataFrame(rows, columns=[*by, *COMPARED])
+
+
+def share_differences(
+    table: pd.DataFrame, by: str, base: Any, measures: Sequence[str], within: Sequence[str] = (), seed: int = 0
+) -> pd.DataFrame:
+    """Every setting in `by` minus `base`, problem by problem, within each combination of the columns `within`.
+
+    Columns: `within`, `by`, measure, value, n, low, high (BCa over problems), p (McNemar's, nan where it has none), and
+    `holm`, p corrected for all rows. ValueError if a setting was judged on other problems than `base`.
+    """
+    rows = []
+    for names, part in table.groupby(list(within), sort=False) if within else [((), table)]:
+        wide = part.pivot(index="problem_id", columns=by, values=list(measures))
+        if wide.isna().any(axis=None):
+            raise ValueError(f"the settings of {by} were judged on different problems; run their points again")
+        for measure, name in itertools.product(measures, [n for n in part[by].unique() if n != base]):
+            a, b = wide[measure][name], wide[measure][base]
+            binary = set(np.unique([a, b])) <= {0.0, 1.0}
+            p = stats.mcnemar(a, b).value if binary else np.nan
+            rows.append((*names, name, measure, *stats.paired_difference(a, b, seed=seed), p))
+    found = pd.DataFrame(rows, columns=[*within, by, "measure", "value", "n", "low", "high", "p"])
+    known = found["p"].notna()
+    found.loc[known, "holm"] = stats.holm(found.loc[known, "p"])
+    return found
+
+
 def seeds_of(metrics: pd.DataFrame, by: Sequence[str], metric: str) -> pd.DataFrame:
     """As `levels`, of a metric that is no sum over problems (AUROC): only what the seeds differ by is known of it."""
     rows = []
@@ -245,6 +186,23 @@ def seed_differences(metrics: pd.DataFrame, by: str, base: str, metric: str) -> 
         rows.append({by: name, **dict(zip(COMPARED, tail, strict=True))})
     found = pd.DataFrame(rows, columns=[by, *COMPARED])
     return found.assign(holm=stats.holm(found["p_seeds"]))
+
+
+def each_seed(
+    problems: pd.DataFrame, metrics: pd.DataFrame, by: Sequence[str], measures: Sequence[str]
+) -> pd.DataFrame:
+    """Every seed by itself: a row per setting, seed and measure (`by`, seed, measure, value), as dots for a figure.
+
+    A measure that is no sum over problems is taken from `metrics`.
+    """
+    rows = []
+    for names, part in problems.groupby([*by, "seed"], sort=False):
+        setting = dict(zip([*by, "seed"], names, strict=True))
+        for measure in (m for m in measures if m in MEASURES):
+            cube, _ = _cube(part, measure)
+            rows.append({**setting, "measure": measure, "value": float(MEASURES[measure][1](cube.sum(axis=(0, 1))))})
+    rest = metrics[metrics["metric"].isin(set(measures) - set(MEASURES))].rename(columns={"metric": "measure"})
+    return pd.concat([pd.DataFrame(rows), rest[[*by, "seed", "measure", "value"]]], ignore_index=True)
 
 
 def target_names(points: pd.DataFrame) -> pd.Series:

@@ -13,9 +13,11 @@ from scipy.stats import spearmanr
 from . import stats
 from .answers import extract, normal_form
 from .schema import Problem, Solution
-from .selection import Group
+from .selection import Group, StepScores, group_scores, majority_vote, pass_at_n, pick_best
 from .stats import Estimate
 from .steps import join
+
+BY_PROBLEM = ["pass_at_n", "majority_vote", "best_of_n", "n_answers", "n_paths"]
 
 
 def groups_of(
@@ -109,3 +111,19 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(spearmanr(a, b).statistic)
+
+
+def by_problem(groups: Sequence[Group], ns: Sequence[int], scores: StepScores, aggregator: str) -> pd.DataFrame:
+    """What each problem brings at each N, a row per problem and N, for paired tests between any two runs.
+
+    Columns: problem_id, N, the outcomes pass_at_n, majority_vote and best_of_n, and how different the first N
+    candidates are: n_answers and n_paths, the distinct answers and the distinct solutions.
+    """
+    totals = [group_scores(group, scores, aggregator) for group in groups]
+    rows = [
+        (group.problem_id, n, pass_at_n(group, n), majority_vote(group, n), pick_best(group, n, each),
+         len(set(group.answers[:n]) - {None}), len({tuple(s.steps) for s in group.candidates[:n]}))
+        for group, each in zip(groups, totals, strict=True)
+        for n in ns
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["problem_id", "N", *BY_PROBLEM])

@@ -223,7 +223,7 @@ def f1_difference(
     def gap(totals: np.ndarray) -> np.ndarray:
         return stats.f1_scores(totals[..., :4]).mean(axis=-1) - stats.f1_scores(totals[..., 4:]).mean(axis=-1)
 
-    return stats.bootstrap(sums, gap, len(flats[0].correct), seed=seed, n_resamples=n_resamples)
+    return stats.bootstrap(sums, gap, len(flats[0].correct), method="bca", seed=seed, n_resamples=n_resamples)
 
 
 def step_table(

@@ -238,7 +238,7 @@ def f1_gap(a: pd.DataFrame, b: pd.DataFrame, against: str, threshold: float = 0.
     def gap(totals: np.ndarray) -> np.ndarray:
         return stats.f1_scores(totals[..., :4]).mean(-1) - stats.f1_scores(totals[..., 4:]).mean(-1)
 
-    return stats.bootstrap(sums, gap, len(both), seed=seed)
+    return stats.bootstrap(sums, gap, len(both), method="bca", seed=seed)
 
 
 def cost_table(sets: Sets) -> pd.DataFrame:

@@ -164,13 +164,13 @@ def rates(
 def paired_difference(
     a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable] | None = None, **options: Any
 ) -> Estimate:
-    """The mean of a - b over problems, both drawn together; the options are those of `bootstrap_each`.
+    """The mean of a - b over problems, both drawn together, with a BCa interval; the options: see `bootstrap_each`.
 
     Row i of a and row i of b must be the same problem. ValueError on unequal lengths.
     """
     a, b = _clean(a), _clean(b)
     _same_length(a, b)
-    return mean(a - b, clusters, **options)
+    return mean(a - b, clusters, **{"method": "bca", **options})
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> Estimate:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from mmprm_lib import ablation, plots_ablation
+from mmprm_lib import ablation, comparison, plots_ablation, points, selection, stats
 from mmprm_lib.schema import StepLabels
-from tests.doubles import problem
+from tests.doubles import problem, solution
 
 
 def labels(solution_id: str, scores: list[float], n: int = 4) -> StepLabels:
@@ -20,7 +20,7 @@ def labels(solution_id: str, scores: list[float], n: int = 4) -> StepLabels:
     )  # fmt: skip
 
 
-def points(**right: list[list[int]]) -> pd.DataFrame:
+def table_of(**right: list[list[int]]) -> pd.DataFrame:
     """A table of problems: setting -> for each seed the outcome of each problem in Best-of-N."""
     rows = [
         {"setting": name, "seed": seed, "problem_id": f"p{i}", "best_of_n_mean": value}
@@ -34,18 +34,18 @@ def points(**right: list[list[int]]) -> pd.DataFrame:
 def test_a_point_takes_the_first_problems_and_solutions_and_k_of_the_rollouts():
     problems = [problem(f"p{i}", split="train") for i in range(3)] + [problem("d", split="dev")]
     records = [labels(f"{p}/s{i}", [1.0, 0.5]) for p in ("d", "p1", "p0", "p2") for i in range(3)]
-    found = ablation.training_labels(records, problems, n_problems=2, n_solutions=2, k=0, seed=0)
+    found = points.training_labels(records, problems, n_problems=2, n_solutions=2, k=0, seed=0)
     assert [r.solution_id for r in found] == ["p1/s0", "p1/s1", "p0/s0", "p0/s1"]
-    fewer = ablation.training_labels(records, problems, n_problems=2, n_solutions=2, k=1, seed=0)
+    fewer = points.training_labels(records, problems, n_problems=2, n_solutions=2, k=1, seed=0)
     assert [r.n_rollouts for r in fewer] == [[1, 1]] * 4 and all(r.mc_score[0] == 1.0 for r in fewer)
     with pytest.raises(ValueError, match="n_problems is 4: 3 train problems"):
-        ablation.training_labels(records, problems, n_problems=4, n_solutions=1, k=0, seed=0)
+        points.training_labels(records, problems, n_problems=4, n_solutions=1, k=0, seed=0)
     with pytest.raises(ValueError, match="n_solutions is 4: 3 solutions"):
-        ablation.training_labels(records, problems, n_problems=1, n_solutions=4, k=0, seed=0)
+        points.training_labels(records, problems, n_problems=1, n_solutions=4, k=0, seed=0)
 
 
 def test_a_difference_pairs_problems_and_seeds():
-    table = points(a=[[1, 1, 0, 1], [1, 0, 1, 1]], b=[[1, 0, 0, 1], [0, 0, 1, 1]])
+    table = table_of(a=[[1, 1, 0, 1], [1, 0, 1, 1]], b=[[1, 0, 0, 1], [0, 0, 1, 1]])
     a, b = (table[table["setting"] == name] for name in "ab")
     found = ablation.difference(a, b, "best_of_n_mean")
     assert (found["value"], found["n"], found["n_seeds"]) == (0.25, 4, 2)
@@ -83,14 +83,14 @@ def test_the_interval_over_seeds_is_students(values):
 
 def test_one_seed_says_nothing_of_seeds():
     assert np.isnan(ablation.of_seeds([0.3])).all()
-    table = points(a=[[1, 0, 1]], b=[[0, 0, 1]])
+    table = table_of(a=[[1, 0, 1]], b=[[0, 0, 1]])
     found = ablation.compared(table, "setting", "b", ["best_of_n_mean"])
     assert found["n_seeds"].tolist() == [1] and found["holm"].isna().all()
 
 
 def test_every_setting_is_held_against_the_base_and_corrected_for_all_rows():
     rng = np.random.default_rng(0)
-    table = points(**{name: rng.integers(0, 2, (5, 40)).tolist() for name in ("a", "b", "c")})
+    table = table_of(**{name: rng.integers(0, 2, (5, 40)).tolist() for name in ("a", "b", "c")})
     found = ablation.compared(table, "setting", "b", ["best_of_n_mean"], {"form": "all"})
     assert found["setting"].tolist() == ["a", "c"] and found["form"].tolist() == ["all", "all"]
     p = sorted(found["p_seeds"])
@@ -116,7 +116,7 @@ def test_targets_have_names_that_say_the_threshold():
 
 
 def test_figures_show_both_intervals_and_all_lines():
-    table = points(a=[[1, 0, 1, 1], [1, 1, 1, 0]], b=[[0, 0, 1, 1], [1, 0, 0, 0]], c=[[0, 1, 1, 1], [1, 0, 1, 0]])
+    table = table_of(a=[[1, 0, 1, 1], [1, 1, 1, 0]], b=[[0, 0, 1, 1], [1, 0, 0, 0]], c=[[0, 1, 1, 1], [1, 0, 1, 0]])
     gaps = ablation.compared(table, "setting", "b", ["best_of_n_mean"])
     [axis, *_] = plots_ablation.differences(gaps, "setting", ["best_of_n_mean"], base="b", caption="n").axes
     assert [t.get_text() for t in axis.get_yticklabels()] == ["a", "c"] and axis.get_xlabel() == "minus b"
@@ -124,3 +124,57 @@ def test_figures_show_both_intervals_and_all_lines():
     dial = pd.concat([ablation.levels(table, ["setting"], ["best_of_n_mean"]).assign(k=k) for k in (1, 4)])
     [axis] = plots_ablation.over_dial(dial, "k", "setting", ["best_of_n_mean"], log=2).axes
     assert len(axis.lines) == 3 and [t.get_text() for t in axis.get_xticklabels()] == ["1", "4"]
+
+
+def test_every_seed_by_itself_is_told_from_sums_and_from_metrics():
+    table = table_of(a=[[1, 1, 0, 1], [1, 0, 0, 0]])
+    metrics = pd.DataFrame(
+        [
+            {"setting": "a", "seed": s, "metric": m, "value": v}
+            for s, v in ((0, 0.9), (1, 0.7))
+            for m in ("auroc", "f1")
+        ]
+    )
+    found = ablation.each_seed(table, metrics, ["setting"], ["best_of_n_mean", "auroc"])
+    assert found.to_dict("records") == [
+        {"setting": "a", "seed": 0, "measure": "best_of_n_mean", "value": 0.75},
+        {"setting": "a", "seed": 1, "measure": "best_of_n_mean", "value": 0.25},
+        {"setting": "a", "seed": 0, "measure": "auroc", "value": 0.9},
+        {"setting": "a", "seed": 1, "measure": "auroc", "value": 0.7},
+    ]
+
+
+def pools(**outcomes: list[float]) -> pd.DataFrame:
+    """setting -> the outcome of each problem, at one N and one temperature."""
+    rows = [(name, 0.5, f"p{i}", v) for name, values in outcomes.items() for i, v in enumerate(values)]
+    return pd.DataFrame(rows, columns=["N", "temperature", "problem_id", "best_of_n"])
+
+
+def test_shares_are_means_over_problems_with_no_word_on_seeds():
+    [row] = ablation.shares(pools(a=[1, 0, 1, 1]), ["N", "temperature"], ["best_of_n"]).to_dict("records")
+    assert (row["N"], row["temperature"], row["measure"]) == ("a", 0.5, "best_of_n")
+    assert tuple(row[key] for key in ("value", "n", "low", "high")) == stats.mean([1, 0, 1, 1])
+    assert row["n_seeds"] == 1 and np.isnan([row["seed_sd"], row["seed_low"], row["seed_high"]]).all()
+
+
+def test_settings_without_seeds_are_compared_problem_by_problem():
+    table = pools(a=[1, 0, 0, 0, 1, 0], b=[1, 1, 1, 1, 1, 1], c=[0.5, 0, 0, 0, 1, 0])
+    one, two = ablation.share_differences(table, "N", "a", ["best_of_n"], ["temperature"]).to_dict("records")
+    assert (one["temperature"], one["N"], two["N"]) == (0.5, "b", "c")
+    expected = stats.paired_difference([1] * 6, [1, 0, 0, 0, 1, 0])
+    assert tuple(one[key] for key in ("value", "n", "low", "high")) == expected
+    assert one["p"] == one["holm"] == 2 / 2**4  # four problems differ, all the same way
+    assert two["value"] == pytest.approx(-0.5 / 6) and np.isnan(two["p"]) and np.isnan(two["holm"])  # no McNemar
+    with pytest.raises(ValueError, match="'?N'? were judged on different problems"):
+        ablation.share_differences(table[1:], "N", "a", ["best_of_n"], ["temperature"])
+
+
+def test_what_each_problem_brings_counts_different_answers_and_paths():
+    steps = [["a", "1"], ["a", "1"], ["b", "1"], ["c", "2"]]
+    candidates = [
+        solution(f"p/{i}", s, verdict="correct" if s[-1] == "2" else "wrong", answer=s[-1]) for i, s in enumerate(steps)
+    ]
+    group = selection.Group("p", candidates, ["1", "1", "1", "2"], None)
+    scores = {s.solution_id: [score] * 2 for s, score in zip(candidates, (0.1, 0.2, 0.3, 0.9), strict=True)}
+    found = comparison.by_problem([group], [1, 2, 4], scores, "mean")
+    assert found.values.tolist() == [["p", 1, 0, 0, 0, 1, 1], ["p", 2, 0, 0, 0, 1, 1], ["p", 4, 1, 0, 1, 2, 3]]
