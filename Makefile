@@ -34,7 +34,7 @@ $(STAMP):
 	@echo "setting up $(VENV) from requirements.lock: 2 to 4 minutes, 3 GB (more with CUDA), once"
 	@"$(PYTHON)" -m venv $(VENV)
 	@$(PIP) -r requirements.lock
-	@$(PY) -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib || true  # on all cores, which pip does on one
+	@$(PY) -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # on all cores, which pip does on one
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.ready-* && touch $@
 
