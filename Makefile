@@ -39,7 +39,7 @@ $(STAMP):
 	@rm -f $(VENV)/.ready-* && touch $@
 
 run: $(STAMP)
-	@echo "make run: profile tiny takes 25 to 28 minutes on 2 cores (under 6 GB); a second call takes seconds"
+	@echo "make run: profile tiny takes 20 to 27 minutes on 2 cores (under 6 GB); a second call takes seconds"
 	@$(PY) -m mmprm_lib.runner --profile "$(PROFILE)" $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)") $(if $(FORCE),--force)
 
