@@ -56,9 +56,11 @@ lab: $(STAMP)
 	@$(VENV)/bin/jupyter lab notebooks
 
 bench: $(STAMP)
-	@echo "make bench: about 10 minutes on 2 cores; leave the machine alone meanwhile"
+	@echo "make bench: about 20 minutes on 2 cores; leave the machine alone meanwhile"
 	@$(PY) benchmarks/bench_generation.py --model $(POLICY) --out results/bench/bench.json
 	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out results/bench/bench.json
+	@$(PY) benchmarks/bench_scoring.py --out results/bench/bench.json
+	@$(PY) benchmarks/bench_training.py --out results/bench/bench.json
 	@if [ -d $(CRITIC) ]; then $(PY) benchmarks/bench_critic.py --critic $(CRITIC) --out results/bench/bench.json; \
 	  else echo "no critic to measure: make run makes one"; fi
 

@@ -22,12 +22,15 @@ class Prompt(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """One record as tokens: `positions[i]` is the token at which decision i is read; `text` is its prompt."""
+    """One record as tokens: `positions[i]` is the token at which decision i is read; `text` is its prompt, whose tokens
+    are the first `n_prompt`.
+    """
 
     ids: list[int]
     positions: list[int]
     problem: Problem
     text: str
+    n_prompt: int = 0
 
 
 class Encoder:
@@ -79,7 +82,7 @@ class Encoder:
         found = len(positions) if self.marker_id is None else ids.count(self.marker_id)
         if found != expected or len(set(positions)) != expected:
             raise ValueError(f"{name}: {found} decisions after tokenising for {expected} labels: check the steps' text")
-        return Encoded(ids, positions, problem, layout.prompt)
+        return Encoded(ids, positions, problem, layout.prompt, len(prompt.ids))
 
     def collate(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """Right-padded tensors: `input_ids`, `attention_mask` (batch, token), `positions` (batch, step; padding 0), and

@@ -247,19 +247,25 @@ class Scorer:
         return scores
 
     def _batches(self, order: list[int], encoded: dict[int, Encoded], solutions: Sequence) -> Iterator[list[int]]:
-        """Groups of about equal length within the token budget; the candidates of a problem stay side by side."""
+        """Groups of about equal length within the token budget; the candidates of a problem stay side by side.
+
+        A prompt that candidates share counts once.
+        """
         longest: dict[str, int] = {}
         for i in order:
             longest[solutions[i].problem_id] = max(longest.get(solutions[i].problem_id, 0), len(encoded[i].ids))
         order = sorted(
             order, key=lambda i: (longest[solutions[i].problem_id], solutions[i].problem_id, len(encoded[i].ids), i)
         )
-        group, width = [], 0
+        group, width, prompts = [], 0, {}
         for i in order:
-            new = max(width, len(encoded[i].ids))
-            if group and (len(group) == self.batch_size or new * (len(group) + 1) > self.batch_tokens):
+            row, known = encoded[i], encoded[i].n_prompt if self.share_prompts else 0
+            mine = {(row.problem.problem_id, row.text): known}
+            shared, new = prompts | mine, max(width, len(row.ids) - known)
+            n_tokens = new * (len(group) + 1) + max(shared.values(), default=0) * len(shared)
+            if group and (len(group) == self.batch_size or n_tokens > self.batch_tokens):
                 yield group
-                group, new = [], len(encoded[i].ids)
-            group, width = [*group, i], new
+                group, shared, new = [], mine, len(row.ids) - known
+            group, width, prompts = [*group, i], new, shared
         if group:
             yield group

@@ -227,6 +227,22 @@ def test_a_score_depends_on_the_solution_alone(problems, kind):
         assert ((a >= 0) & (a <= 1)).all()
 
 
+def test_the_token_budget_counts_a_shared_prompt_once(problems):
+    model, processor = fresh()
+    made = [solution(problems[0], ["a", "b"], str(j)) for j in range(6)]
+    row = scoring.Scorer("marker", model, processor).encoder.encode(problems[0], ["a", "b"], "")
+    budget = row.n_prompt + 6 * (len(row.ids) - row.n_prompt)
+    assert budget < 6 * len(row.ids)
+    for tokens, passes in ((budget, [6]), (budget - 1, [5, 1]), (1, [1] * 6)):
+        scorer = scoring.Scorer("marker", model, processor, batch_tokens=tokens)
+        encoded = {j: row for j in range(6)}
+        assert [len(group) for group in scorer._batches(list(range(6)), encoded, made)] == passes
+    two = [row, row._replace(problem=problems[1])]  # another image under the same words is another prompt
+    made = [solution(p, ["a", "b"], str(j)) for j, p in enumerate(problems[:2])]
+    scorer = scoring.Scorer("marker", model, processor, batch_tokens=2 * len(row.ids) - 1)
+    assert [len(group) for group in scorer._batches([0, 1], dict(enumerate(two)), made)] == [1, 1]
+
+
 def test_the_score_is_the_softmax_of_two_logits_at_the_marker(problems):
     model, processor = fresh()
     made = solution(problems[0], ["Bar A is 3", "Answer: 3"])
