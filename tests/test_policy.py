@@ -172,8 +172,9 @@ def test_lora_is_merged_and_spares_the_vision_tower(problems, tmp_path):
 def test_every_option_changes_the_result_and_the_seed_repeats_it(problems, tmp_path):
     options = [
         {}, {"learning_rate": 1e-3}, {"epochs": 1.0}, {"batch_size": 1}, {"gradient_accumulation": 2}, {"seed": 1},
-        {"warmup_share": 0.9}, {"weight_decay": 0.5}, {"bf16": True}, {"max_length": 75},
+        {"warmup_share": 0.9}, {"weight_decay": 0.5}, {"max_length": 75},
     ]  # fmt: skip
+    options += [{"bf16": True}] if models.has_bf16(torch.device("cpu")) else []  # else it is left aside, as told
     found = [weights(tuned(problems, tmp_path, **each)[0], vision=False) for each in options]
     assert torch.equal(found[0], weights(tuned(problems, tmp_path)[0], vision=False))
     same = [each for each, found_ in zip(options[1:], found[1:], strict=True) if torch.equal(found_, found[0])]
