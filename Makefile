@@ -34,17 +34,17 @@ $(STAMP):
 	@echo "setting up $(VENV) from requirements.lock: 2 to 4 minutes, 3 GB (more with CUDA), once"
 	@"$(PYTHON)" -m venv $(VENV)
 	@$(PIP) -r requirements.lock
-	@$(PY) -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # on all cores, which pip does on one
+	@$(PY) -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # on all cores, where pip takes one; a file for another Python is no error
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.ready-* && touch $@
 
 run: $(STAMP)
-	@echo "make run: profile tiny takes 20 to 27 minutes on 2 cores (under 6 GB); a second call takes seconds"
+	@echo "make run: profile tiny takes 26 minutes on 2 cores without bf16, set-up included (3 GB); a second call takes seconds"
 	@$(PY) -m mmprm_lib.runner --profile "$(PROFILE)" $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)") $(if $(FORCE),--force)
 
 test: $(STAMP)
-	@echo "make test: 6 to 9 minutes on 2 cores"
+	@echo "make test: about 9 minutes on 2 cores, and 2 for the set-up"
 	@$(PY) -m pytest -m "not slow"
 
 slow: $(STAMP)
@@ -56,7 +56,7 @@ lab: $(STAMP)
 	@$(VENV)/bin/jupyter lab notebooks
 
 bench: $(STAMP)
-	@echo "make bench: about 20 minutes on 2 cores; leave the machine alone meanwhile"
+	@echo "make bench: over 10 minutes on 2 cores, its 100,000 simulated solutions not timed yet; leave the machine alone"
 	@$(PY) benchmarks/bench_generation.py --model $(POLICY) --out results/bench/bench.json
 	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out results/bench/bench.json
 	@$(PY) benchmarks/bench_scoring.py --out results/bench/bench.json
