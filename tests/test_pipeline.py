@@ -22,9 +22,12 @@ SANITIZE = Path(__file__).parent / "nbval_sanitize.cfg"
 every_notebook = pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
 
 
-def call(*arguments: object, results: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The finished process of `python ...` in the repository, its output as one text."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
+def call(*arguments: object, results: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The finished process of `python ...` in the repository, its output as one text.
+
+    One thread for all: two run at once below, and weights trained by another number of threads differ in rounding.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     environment.pop("MPLBACKEND", None)  # kernels show figures in the notebook
     if results is not None:
         environment["MMPRM_RESULTS"] = str(results)
@@ -79,11 +82,11 @@ def test_a_second_run_skips_everything(results):
     assert done.stdout.count("up to date") == len(NOTEBOOKS)
 
 
-def nbval(folder: Path, results: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def nbval(folder: Path, results: Path) -> subprocess.CompletedProcess[str]:
     """nbval over the notebooks of a folder: every cell runs, those that begin with NBVAL_CHECK_OUTPUT are compared."""
     options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", f"--nbval-sanitize-with={SANITIZE}"]
     plain = ["-p", "no:cacheprovider", "-q", "-W", "ignore", f"--rootdir={folder}", "-c", os.devnull]
-    return call("-m", "pytest", *options, *plain, *sorted(folder.glob("*.ipynb")), results=results, **variables)
+    return call("-m", "pytest", *options, *plain, *sorted(folder.glob("*.ipynb")), results=results)
 
 
 def test_the_checked_cells_print_what_is_committed(results, tmp_path):
@@ -96,7 +99,7 @@ def test_the_checked_cells_print_what_is_committed(results, tmp_path):
         build.mkdir()
         for stage in stages[part::2]:
             papermill.execute_notebook(stage.source, build / stage.source.name, stage.given, prepare_only=True)
-        return build, nbval(build, tmp_path / f"results{part}", OMP_NUM_THREADS="1")
+        return build, nbval(build, tmp_path / f"results{part}")
 
     with ThreadPoolExecutor(2) as pool:
         for build, done in pool.map(again, range(2)):
