@@ -173,7 +173,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="random", help="checkpoint folder, hub id, 'embedded', or 'random' weights")
-    parser.add_argument("--problems", type=int, default=64)
+    parser.add_argument("--problems", type=int, default=64, help="of the generator's half; 0 leaves it out")
     parser.add_argument("--n", type=int, default=4, help="solutions per problem")
     parser.add_argument("--rollouts", type=int, default=16)
     parser.add_argument("--batch", type=int, default=512)
@@ -187,20 +187,24 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Nothing; prints what was measured, and puts it into the file named by --out."""
-    args = arguments()
-    if args.simulate:
-        print(json.dumps(simulate(args.folder, args.simulate, args.rollouts)))
-        return
+def measured(args: argparse.Namespace) -> dict[str, list[float]]:
+    """`measure` with the model and the problems that the command line names."""
     if args.model == "random":
         model, processor = models.new_base(0), models.new_processor()
     else:
         model, processor = models.load(args.model)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        problems = data.from_world({"test": args.problems}, 0, Path(folder))
-        result = {"label_vs_generate": ratio(measure(model, processor, problems, args))}
+        return measure(model, processor, data.from_world({"test": args.problems}, 0, Path(folder)), args)
+
+
+def main() -> None:
+    """Nothing; prints what was measured, and puts it into the file named by --out."""
+    args = arguments()
+    if args.simulate:
+        print(json.dumps(simulate(args.folder, args.simulate, args.rollouts)))
+        return
+    result = {"label_vs_generate": ratio(measured(args))} if args.problems else {}
     if args.solutions:
         result["label_bookkeeping"] = bookkeeping(args.solutions, args.rollouts, args.tokens_per_s)
     for name, values in result.items():

@@ -41,17 +41,18 @@ def training_labels(
 
 def trained(
     records: Sequence[StepLabels], problems: Sequence[Problem], start: str | Path, folder: Path, *, labels: str,
-    n_updates: int, batch_size: int, pack_size: int, **options: Any,
+    n_updates: int, batch_size: int, gradient_accumulation: int, pack_size: int, **options: Any,
 ) -> tuple[Scorer, list[dict]]:  # fmt: skip
-    """(scorer, history) of a marker PRM trained for `n_updates` of `batch_size` solutions from the checkpoint `start`.
+    """(scorer, history) of a marker PRM trained from the checkpoint `start`, for `n_updates`.
 
-    The last update is kept: no dev part chooses, so that points differ in what they are given and in nothing else.
+    An update takes `batch_size * gradient_accumulation` solutions. The last is kept: no dev part chooses, so that
+    points differ in what they are given and in nothing else.
     """
     vlm, processor = models.load(start)
-    epochs = n_updates * batch_size / len(records)
+    epochs = n_updates * batch_size * gradient_accumulation / len(records)
     found = prm.train(
         "marker", records, problems, vlm, processor, folder, labels=labels, epochs=epochs, batch_size=batch_size,
-        pack_size=pack_size, marker_init=" True?", **options,
+        gradient_accumulation=gradient_accumulation, pack_size=pack_size, marker_init=" True?", **options,
     )  # fmt: skip
     return found.scorer(name=folder.name), found.history
 

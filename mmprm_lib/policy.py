@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 
 from . import models, world
 from .data import frame
@@ -22,10 +22,10 @@ from .generation import TransformersGenerator
 from .packing import NO_TARGET as IGNORED
 from .packing import Packed, packed_texts, rows_per_batch
 from .packing import tensors as packed_tensors
-from .prm import training_arguments, with_lora
 from .schema import Problem, Solution, fingerprint, write_bytes
 from .scoring import check_packing, context_length, vision_towers
 from .steps import FORMATS, join, neutralise, policy_prompt, split
+from .training import UpdateTrainer, training_arguments, with_lora
 
 Pair = tuple[Problem, list[str]]  # a problem and the steps of a worked solution
 Text = tuple[Problem, str, str]  # a problem, a prompt with its image, and the text to be learnt
@@ -137,7 +137,7 @@ def collate(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-class WeightedTrainer(Trainer):
+class WeightedTrainer(UpdateTrainer):
     """Trainer with a weight per token: the sum of the weighted losses over the number of tokens, not of weights."""
 
     loss_is_scaled_for_ga = True
@@ -189,7 +189,7 @@ def tune(
     arguments.train_sampling_strategy = "random"
     with models.frozen(vision_towers(model) if freeze_vision else []), models.training_attention(model):
         tuned = with_lora(model, lora_rank, None) if lora_rank else model
-        kind = WeightedTrainer if weigh else Trainer
+        kind = WeightedTrainer if weigh else UpdateTrainer
         trainer = kind(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
         trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
         trainer.train()

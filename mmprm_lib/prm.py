@@ -13,30 +13,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import AddedToken
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
 
 from mmprm_lib import models
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
 from mmprm_lib.packing import collate_packed, packed_rows, rows_per_batch, with_labels
 from mmprm_lib.schema import Problem, Solution, StepLabels
-from mmprm_lib.scoring import (
-    VISION_TOWERS,
-    Scorer,
-    StepHead,
-    check_packing,
-    context_length,
-    label_ids,
-    vision_towers,
-)
+from mmprm_lib.scoring import Scorer, StepHead, check_packing, context_length, label_ids, vision_towers
 from mmprm_lib.steps import FORMATS, MARKER, Format
-
-if TYPE_CHECKING:
-    from peft import PeftModel
+from mmprm_lib.training import UpdateTrainer, training_arguments, with_lora
 
 
 def add_marker(model, processor, marker_init: str = "mean") -> None:
@@ -105,8 +94,8 @@ def load_prm(path: str | Path, **options) -> TrainedPRM:
     return TrainedPRM(Format(**{**form, "labels": tuple(form["labels"])}), model, processor, **kept)
 
 
-class StepTrainer(Trainer):
-    """Trainer with the step loss; everything else is transformers'."""
+class StepTrainer(UpdateTrainer):
+    """Trainer with the step loss; everything else is as it was."""
 
     loss_is_scaled_for_ga = True
     weights: torch.Tensor | None = None
@@ -206,20 +195,6 @@ def collate_labelled(encoder: Encoder, rows: list[dict]) -> dict[str, torch.Tens
     return with_labels(encoder.collate([row["row"] for row in rows]), rows)
 
 
-def with_lora(model, rank: int, marker_id: int | None) -> PeftModel:
-    """A peft model around `model`: LoRA on every linear layer outside the vision tower, and the marker's embedding row
-    trained.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    towers = "|".join(VISION_TOWERS)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=rf".*({towers})\..*")
-    if marker_id is not None:
-        name = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
-        config.trainable_token_indices = {name.rpartition(".")[2]: [marker_id]}
-    return get_peft_model(model, config)
-
-
 def train(
     kind: str | Format,
     records: Sequence[StepLabels | Solution],
@@ -280,47 +255,6 @@ def train(
     if trainer.is_world_process_zero():
         prm.save(output_dir)
     return prm
-
-
-def training_arguments(
-    output_dir: str | Path,
-    *,
-    learning_rate: float = 1.0e-4,
-    epochs: float = 1.0,
-    batch_size: int = 32,
-    gradient_accumulation: int = 1,
-    warmup_share: float = 0.05,
-    weight_decay: float = 0.05,
-    bf16: bool = False,
-    seed: int = 0,
-    use_cpu: bool = False,
-) -> TrainingArguments:
-    """Trainer's arguments: AdamW, linear warm-up over `warmup_share` of the updates, then cosine to 0, as both papers.
-
-    VisualPRM warms up over 5 %, MM-PRM over 3 %; weight decay is 0.05 in both; their learning rates are 1e-5 and 4e-6.
-    `batch_size` is per device and before accumulation. `bf16` is mixed precision, where the device computes it.
-    """
-    if not 0 <= warmup_share < 1:  # Trainer would read 1 as one update
-        raise ValueError(f"warmup_share is {warmup_share}: give the share of all updates, from 0 to below 1")
-    return TrainingArguments(
-        output_dir=str(output_dir),
-        learning_rate=learning_rate,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=gradient_accumulation,
-        warmup_steps=warmup_share,  # a share where below 1
-        weight_decay=weight_decay,
-        lr_scheduler_type="cosine",
-        bf16=bf16 and models.has_bf16(torch.device("cpu" if use_cpu else "cuda")),
-        seed=seed,
-        use_cpu=use_cpu,
-        save_strategy="no",  # Trainer's own checkpoints hold pickles; KeepBest keeps the best epoch
-        train_sampling_strategy="group_by_length",
-        remove_unused_columns=False,
-        logging_steps=10,
-        report_to=[],
-        disable_tqdm=True,
-    )
 
 
 def _head(form: Format, model, processor, lora_rank: int, freeze_vision: bool, marker_id: int | None) -> StepHead:

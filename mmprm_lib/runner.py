@@ -11,146 +11,35 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mmprm_lib import parameters, provenance
+from mmprm_lib import provenance
 from mmprm_lib.cleaning import clean
 from mmprm_lib.run import read_manifest, write_json
+from mmprm_lib.stages import Stage, expected_seconds, minutes, plan, why_run
+
+MEMORY_GB = 8.0  # that a notebook is given: those of the embedded world stay below
+AT_ONCE = 2  # notebooks side by side, each with its share of the cores
 
 
 class NotebookError(RuntimeError):
     """A notebook failed; the message says which cell, with what error, and where the notebook with the error lies."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A notebook of a profile: `given` is its YAML file's content, `params` every declared parameter with its value."""
-
-    name: str
-    source: Path
-    given: dict[str, Any]
-    params: dict[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        """Where its results go: results/<run_name>/<name>/."""
-        return provenance.below(provenance.results_root(), self.params["run_name"]) / self.name
-
-    @property
-    def stages(self) -> Path:
-        """The folder of the run whose outputs it reads: its own, or that of the parameter `reads`."""
-        name = self.params.get("reads") or self.params["run_name"]
-        return provenance.below(provenance.results_root(), name)
-
-    @property
-    def executed(self) -> Path:
-        """The executed notebook."""
-        return self.folder / f"{self.name}.ipynb"
-
-
-def plan(profile: str, only: list[str] | None = None, run_name: str | None = None) -> tuple[list[Stage], list[str]]:
-    """The stages of a profile in order, and the names of the notebooks that it has no parameters file for.
-
-    `only` keeps the notebooks whose names begin with one of its entries ("03"). One ValueError lists everything wrong
-    in any parameters file, before anything runs.
-    """
-    root = provenance.project_root()
-    folder = provenance.below(root / "params", profile)
-    if not folder.is_dir():
-        known = ", ".join(sorted(path.name for path in (root / "params").glob("*/")))
-        raise ValueError(f"profile {profile!r} has no folder {folder}; there are: {known}")
-    sources = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
-    unknown = [start for start in only or [] if not any(source.name.startswith(start) for source in sources)]
-    if unknown:
-        raise ValueError(f"--only {' '.join(unknown)} fits none of: {', '.join(source.stem for source in sources)}")
-    stages, left_out, errors = [], [], []
-    for source in sources:
-        if only and not source.name.startswith(tuple(only)):
-            continue
-        path = folder / f"{source.stem}.yaml"
-        if not path.is_file():
-            left_out.append(source.stem)
-            continue
-        try:
-            stages.append(_stage(source, path, run_name or None, profile))
-        except ValueError as error:
-            errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
-    return stages, left_out
-
-
-def _stage(source: Path, path: Path, run_name: str | None, profile: str) -> Stage:
-    """The stage of a notebook with the parameters of a YAML file, checked against the notebook's declaration."""
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: no YAML: {error}") from None
-    if not isinstance(given, dict):
-        raise ValueError(f"{path}: must be `name: value` lines, is a {type(given).__name__}")
-    given = {"run_name": profile, **given, **({"run_name": run_name} if run_name else {})}
-    params = parameters.resolve(parameters.declared(source), given, f"{source.stem} in {path}")
-    return Stage(source.stem, source, given, params)
-
-
-def why_run(stage: Stage) -> str:
-    """Why a stage must run, in a few words; empty if its manifest vouches for its results.
-
-    It vouches if parameters, code cells, library modules, assets, lock and inputs are what they were, and every output
-    and the executed notebook are there unchanged.
-    """
-    manifest = read_manifest(stage.folder)
-    if manifest is None:
-        return "not run yet" if not stage.executed.exists() else "did not finish"
-    if manifest["params"] != stage.params:
-        names = {*manifest["params"], *stage.params}
-        changed = sorted(name for name in names if manifest["params"].get(name) != stage.params.get(name))
-        return f"parameters changed: {', '.join(changed)}"
-    changed = _changed_code(manifest["code"], provenance.code_state(stage.source))
-    if changed:
-        return f"code changed: {', '.join(changed)}"
-    recorded = [(stage.stages / name, found) for name, found in manifest["inputs"].items()]
-    recorded += [(provenance.project_root() / name, found) for name, found in manifest["external"].items()]
-    changed = [path.name for path, found in recorded if not provenance.same_content(path, found)]
-    if changed:
-        return f"inputs changed: {', '.join(changed)}"
-    outputs = {**manifest["outputs"], stage.executed.name: manifest.get("executed", {"sha256": "", "bytes": -1})}
-    gone = [name for name, found in outputs.items() if not provenance.same_content(stage.folder / name, found)]
-    return f"outputs missing or changed: {', '.join(gone[:4])}" if gone else ""
-
-
-def _changed_code(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of the code differs: "notebook", "lock", and the names of library modules."""
-    changed = [name for name in ("notebook", "lock") if before.get(name) != now[name]]
-    old, new = before.get("library", {}), now["library"]
-    return changed + sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-
-
-def expected_seconds(stage: Stage) -> float | None:
-    """How long a stage took before with this run name, or in the reference run; None if nobody knows."""
-    for folder in (stage.folder, provenance.project_root() / "results" / stage.params["run_name"] / stage.name):
-        manifest = read_manifest(folder)
-        if manifest is not None:
-            return float(manifest.get("wall_seconds", manifest["seconds"]))
-    return None
-
-
-def minutes(seconds: float) -> str:
-    """Seconds as a reader wants them: "42 s", "7 min"."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
 @contextlib.contextmanager
-def kernel_of_this_python() -> Iterator[None]:
-    """Inside, the kernel `python3` is this interpreter, whatever kernels the user has installed elsewhere."""
+def kernel_of_this_python(threads: int | None = None) -> Iterator[None]:
+    """Inside, the kernel `python3` is this interpreter, whatever kernels the user has installed elsewhere.
+
+    `threads`: that its numerical libraries use, where the caller's environment names no number.
+    """
     before = {name: os.environ.get(name) for name in ("JUPYTER_PATH", "MMPRM_BATCH")}
     with tempfile.TemporaryDirectory(prefix="mmprm_kernel_") as folder:
         path = os.pathsep.join(filter(None, [str(provenance.PACKAGE.parent), os.environ.get("PYTHONPATH")]))
@@ -161,6 +50,8 @@ def kernel_of_this_python() -> Iterator[None]:
             # figures are shown in the notebook even where the caller asked for another backend
             "env": {"PYTHONPATH": path, "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
         }
+        if threads and not os.environ.get("OMP_NUM_THREADS"):
+            spec["env"]["OMP_NUM_THREADS"] = str(threads)
         write_json(Path(folder) / "kernels" / "python3" / "kernel.json", spec)
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before["JUPYTER_PATH"]]))
         os.environ["MMPRM_BATCH"] = "1"
@@ -177,10 +68,13 @@ def kernel_of_this_python() -> Iterator[None]:
 class _ProgressLines:
     """A file for papermill's copy of a notebook's stdout that passes on the progress bars alone."""
 
+    def __init__(self, name: str) -> None:
+        self.name = name
+
     def write(self, text: str) -> None:
         last = re.split(r"[\r\n]", text.rstrip())[-1]
         if re.search(r"\d(%\||it \[)", last):
-            print(f"      {last.strip()}", flush=True)
+            print(f"      {self.name[:2]} {last.strip()}", flush=True)
 
     def flush(self) -> None:
         pass
@@ -215,16 +109,17 @@ def execute(stage: Stage) -> float:
     (stage.folder / "manifest.json").unlink(missing_ok=True)
     started, failure = time.monotonic(), ""
     try:
-        papermill.execute_notebook(
-            stage.source,
-            stage.executed,
-            parameters=stage.given,
-            kernel_name="python3",
-            cwd=stage.source.parent,
-            progress_bar=False,
-            stdout_file=_ProgressLines(),
-            coalesce_streams=True,
-        )
+        with kernel_of_this_python(threads_of(stage)):
+            papermill.execute_notebook(
+                stage.source,
+                stage.executed,
+                parameters=stage.given,
+                kernel_name="python3",
+                cwd=stage.source.parent,
+                progress_bar=False,
+                stdout_file=_ProgressLines(stage.name),
+                coalesce_streams=True,
+            )
     except papermill.PapermillExecutionError as error:
         failure = f"cell In [{error.exec_count}] raised {error.ename}: {error.evalue}"
     except DeadKernelError as error:
@@ -247,29 +142,99 @@ def _vouch(stage: Stage, seconds: float) -> None:
     write_json(stage.folder / "manifest.json", {**manifest, "wall_seconds": round(seconds, 2), "executed": executed})
 
 
+def at_once(machine: dict[str, Any]) -> int:
+    """How many notebooks may run side by side: two if cores and memory bear them; one where a GPU does the work."""
+    enough = machine["cores"] >= AT_ONCE and machine["memory_gb"] >= AT_ONCE * MEMORY_GB
+    return AT_ONCE if enough and not has_gpu() else 1
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver shows a GPU; asked without torch, whose import takes seconds."""
+    return any(Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
+def threads_of(stage: Stage) -> int | None:
+    """The threads of a stage that may run beside others: its share of the cores, also when it happens to run alone.
+
+    Sums in another order round otherwise, and so would the weights that they train. None: as many as there are cores.
+    """
+    return max(1, provenance.machine()["cores"] // AT_ONCE) if stage.beside and not has_gpu() else None
+
+
+def startable(waiting: list[Stage], running: Collection[Stage], most: int) -> Stage | None:
+    """The first waiting stage that may start now; None if all have to wait for one that is running.
+
+    A stage may start if nothing that it comes after is waiting or running, and no more than `most` run at once, all of
+    which are said to bear others beside them.
+    """
+    open_names = {stage.name for stage in (*waiting, *running)}
+    for stage in waiting:
+        before = {other.name for other in (*waiting, *running) if other.name < stage.name}
+        free = before.isdisjoint(open_names if stage.after is None else stage.after)
+        if free and (not running or (len(running) < most and stage.beside and all(s.beside for s in running))):
+            return stage
+    return None
+
+
 def run(profile: str, only: list[str] | None = None, run_name: str | None = None, force: bool = False) -> int:
     """The exit code: 0 if every notebook of the profile has results that its manifest vouches for, 1 if one failed.
 
-    The results of the notebooks before a failure are kept, so that the next call goes on there.
+    What is running when one fails is finished, and all results are kept, so that the next call goes on there.
     """
-    stages, left_out = plan(profile, only, run_name)
-    reasons = {stage.name: "--force" if force else why_run(stage) for stage in stages}
-    _announce(profile, stages, reasons, left_out)
-    with kernel_of_this_python():
-        for stage in stages:
-            # asked again: what ran before may have changed its inputs, or made a lost one again as it was
-            reason = "--force" if force else why_run(stage)
-            if not reason:
-                print(f"  {stage.name}: up to date", flush=True)
-                continue
-            print(f"  {stage.name}: running ({reason})", flush=True)
-            discard(stage.folder, force)
-            try:
-                seconds = execute(stage)
-            except NotebookError as error:
-                print(f"\n{error}\nEarlier results are kept; run again to go on here.", file=sys.stderr, flush=True)
-                return 1
-            print(f"  {stage.name}: done in {seconds:.0f} s", flush=True)
+    waiting, left_out = plan(profile, only, run_name)
+    reasons = {stage.name: "--force" if force else why_run(stage) for stage in waiting}
+    _announce(profile, waiting, reasons, left_out)
+    most, failed, running = at_once(provenance.machine()), False, {}
+    with ThreadPoolExecutor(most) as pool:
+        while running or (waiting and not failed):
+            while not failed and (stage := startable(waiting, running.values(), most)):
+                waiting.remove(stage)
+                # asked again: what ran before may have changed its inputs, or made a lost one again as it was
+                if reason := "--force" if force else why_run(stage):
+                    print(f"  {stage.name}: running ({reason})", flush=True)
+                    discard(stage.folder, force)
+                    running[pool.submit(_in_its_own_process, profile, stage)] = stage
+                else:
+                    print(f"  {stage.name}: up to date", flush=True)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                running.pop(future)
+                failed |= not future.result()
+    if failed:
+        print("Earlier results are kept; run again to go on here.", file=sys.stderr, flush=True)
+    return int(failed)
+
+
+def _in_its_own_process(profile: str, stage: Stage) -> bool:
+    """Whether a stage was done; it runs in a process of its own, which ends with this one."""
+    command = [sys.executable, "-m", "mmprm_lib.runner", "--profile", profile, "--one", stage.name]
+    code = subprocess.run([*command, "--run-name", stage.params["run_name"]]).returncode
+    if code not in (0, 1):
+        print(f"\n{stage.name}: its process ended with {code} (out of memory, or killed)", file=sys.stderr, flush=True)
+    return code == 0
+
+
+def end_with_parent() -> None:
+    """Nothing; ends this process as soon as the one that started it is gone, so that no kernel works on unseen."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)  # the kernel that it drives ends by the same rule
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_one(profile: str, name: str, run_name: str | None) -> int:
+    """The exit code of one stage: 0 done, 1 failed."""
+    end_with_parent()
+    stage = next(stage for stage in plan(profile, [name], run_name)[0] if stage.name == name)
+    try:
+        seconds = execute(stage)
+    except NotebookError as error:
+        print(f"\n{error}", file=sys.stderr, flush=True)
+        return 1
+    print(f"  {stage.name}: done in {seconds:.0f} s", flush=True)
     return 0
 
 
@@ -277,11 +242,17 @@ def _announce(profile: str, stages: list[Stage], reasons: dict[str, str], left_o
     """Nothing; prints which notebooks will run and how long that takes."""
     waiting = [stage for stage in stages if reasons[stage.name]]
     known = [expected_seconds(stage) for stage in waiting]
-    cost = f", about {minutes(sum(s or 0 for s in known))} as measured before" if any(known) else ""
+    cost = f", about {minutes(_together(waiting))} as measured before" if any(known) else ""
     cost += ", some of unknown length" if None in known else ""
     print(f"profile {profile}: {len(waiting)} of {len(stages)} notebooks to run{cost}")
     if left_out:
         print(f"  no parameters in params/{profile}/ for: {', '.join(left_out)}")
+
+
+def _together(stages: list[Stage]) -> float:
+    """Seconds that stages take as they were measured, those that run beside others sharing the machine evenly."""
+    alone, beside = ([expected_seconds(s) or 0.0 for s in stages if s.beside is kind] for kind in (False, True))
+    return sum(alone) + max(sum(beside) / at_once(provenance.machine()), max(beside, default=0.0))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -291,8 +262,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NN", help="only the notebooks whose names begin so")
     parser.add_argument("--run-name", help="folder of results/ (default: what the parameters say, else the profile)")
     parser.add_argument("--force", action="store_true", help="run also what is up to date")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # what `run` calls for each
     options = parser.parse_args(arguments)
     try:
+        if options.one:
+            return run_one(options.profile, options.one, options.run_name)
         return run(options.profile, options.only, options.run_name, options.force)
     except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)

@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from mmprm_lib import parameters, provenance, runner
+from mmprm_lib import parameters, provenance, runner, stages
 from mmprm_lib.fingerprints import fingerprint
 from mmprm_lib.run import read_manifest
-from mmprm_lib.runner import NotebookError, Stage
+from mmprm_lib.runner import MEMORY_GB, NotebookError
+from mmprm_lib.stages import Stage
 
-MEMORY_GB = 8.0  # that a point is given: notebooks of the embedded world stay below
 LONGEST = 60  # characters of the name of a point
 
 
@@ -154,7 +154,7 @@ def run(sweep: str, jobs: int = 0) -> int:
     """
     machine = provenance.machine()
     everything = points(sweep)
-    waiting = [(point, reason) for point in everything if (reason := runner.why_run(point.stage))]
+    waiting = [(point, reason) for point in everything if (reason := stages.why_run(point.stage))]
     jobs = min(jobs or jobs_of(machine["cores"], machine["memory_gb"]), max(1, len(waiting)))
     print(f"sweep {sweep}: {len(waiting)} of {len(everything)} points to run, {jobs} at once", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, machine["cores"] // jobs))}
@@ -177,13 +177,13 @@ def run(sweep: str, jobs: int = 0) -> int:
 def run_point(sweep: str, name: str) -> int:
     """The exit code of one point: 0 done, 1 failed."""
     point = next(p for p in points(sweep) if p.name == name)
+    runner.end_with_parent()
     runner.discard(point.stage.folder, force=False)
-    with runner.kernel_of_this_python():
-        try:
-            runner.execute(point.stage)
-        except NotebookError as error:
-            print(error, file=sys.stderr)
-            return 1
+    try:
+        runner.execute(point.stage)
+    except NotebookError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

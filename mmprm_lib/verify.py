@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmprm_lib import provenance, runner
+from mmprm_lib import provenance, runner, stages
 from mmprm_lib.run import read_manifest
-from mmprm_lib.runner import NotebookError, Stage
+from mmprm_lib.runner import NotebookError
+from mmprm_lib.stages import Stage
 
 SUFFIX = "-verify"  # of the run name of the second run
 COMPARED = (".jsonl", ".csv")  # records and tables; figures are drawn from these
@@ -30,7 +31,7 @@ def again(stage: Stage) -> Stage:
     manifest = read_manifest(stage.folder)
     if manifest is None:
         raise FileNotFoundError(f"{stage.folder} holds no finished run: make run ONLY={stage.name[:2]} comes first")
-    if reason := runner.why_run(stage):
+    if reason := stages.why_run(stage):
         raise ValueError(f"{stage.folder} is out of date ({reason}): make run ONLY={stage.name[:2]} comes first")
     name = f"{stage.params['run_name']}{SUFFIX}"
     given = {"run_name": name}
@@ -64,28 +65,27 @@ def verify(profile: str, only: list[str] | None = None, run_name: str | None = N
 
     The second run is removed where nothing differs, and stays to be looked at where something does.
     """
-    stages, _ = runner.plan(profile, only, run_name)
+    chosen, _ = stages.plan(profile, only, run_name)
     failed = False
-    with runner.kernel_of_this_python():
-        for stage in stages:
-            second = again(stage)
-            print(f"  {stage.name}: running again", flush=True)
-            try:
-                runner.execute(second)
-            except NotebookError as error:
-                print(error, file=sys.stderr, flush=True)
-                failed = True
-                continue
-            found = differences(stage.folder, second.folder)
-            said = f"{len(found)} differences" if found else f"the same, {len(read_metrics(stage.folder))} metrics"
-            print(f"  {stage.name}: {said}", flush=True)
-            for line in found[:SHOWN]:
-                print(f"      {line}", flush=True)
-            if found:
-                failed = True
-            else:
-                shutil.rmtree(second.folder)
-    root = provenance.results_root() / f"{stages[0].params['run_name']}{SUFFIX}" if stages else None
+    for stage in chosen:
+        second = again(stage)
+        print(f"  {stage.name}: running again", flush=True)
+        try:
+            runner.execute(second)
+        except NotebookError as error:
+            print(error, file=sys.stderr, flush=True)
+            failed = True
+            continue
+        found = differences(stage.folder, second.folder)
+        said = f"{len(found)} differences" if found else f"the same, {len(read_metrics(stage.folder))} metrics"
+        print(f"  {stage.name}: {said}", flush=True)
+        for line in found[:SHOWN]:
+            print(f"      {line}", flush=True)
+        if found:
+            failed = True
+        else:
+            shutil.rmtree(second.folder)
+    root = provenance.results_root() / f"{chosen[0].params['run_name']}{SUFFIX}" if chosen else None
     if root is not None and not failed:
         shutil.rmtree(root, ignore_errors=True)
     return int(failed)

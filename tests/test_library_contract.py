@@ -12,14 +12,14 @@ from tests.conftest import REPOSITORY
 
 MODULES = sorted((REPOSITORY / "mmprm_lib").rglob("*.py"))
 FLOORS = [
-    {"schema", "fingerprints", "parameters", "provenance", "run", "runner", "verify", "sweep", "cleaning"}
+    {"schema", "fingerprints", "parameters", "provenance", "run", "runner", "stages", "verify", "sweep", "cleaning"}
     | {"stats", "sequential"},
     {"world", "answers", "mathcheck", "quantities", "steps"},
     {"data", "fields", "images", "splits", "models", "curriculum", "pretrain"},
     {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "outcomes"}
     | {"guards", "labeling_files"},
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
-    | {"interchange", "interchange_text", "label_selection", "policy", "prm", "packing"}
+    | {"interchange", "interchange_text", "label_selection", "policy", "prm", "training", "packing"}
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
     | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
     {"selection", "refinement", "pools", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import papermill
 import pytest
 
-from mmprm_lib import runner
+from mmprm_lib import stages
 from tests.conftest import REPOSITORY, write_notebook
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
@@ -48,7 +48,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vouched(results: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Why each stage would have to run, by name; empty texts where its manifest vouches."""
     monkeypatch.setenv("MMPRM_RESULTS", str(results))
-    return {stage.name: runner.why_run(stage) for stage in runner.plan("smoke")[0]}
+    return {stage.name: stages.why_run(stage) for stage in stages.plan("smoke")[0]}
 
 
 @every_notebook
@@ -75,6 +75,13 @@ def test_each_metric_has_its_count_and_its_interval(name, results):
         assert (entry["low"] is None) == (entry["high"] is None), key
 
 
+@every_notebook
+def test_a_notebook_says_what_it_waits_for(name, results):
+    metadata = json.loads((REPOSITORY / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["metadata"]
+    manifest = json.loads((results / "smoke" / name / "manifest.json").read_text(encoding="utf-8"))
+    assert {Path(path).parts[0] for path in manifest["inputs"]} == set(metadata["mmprm"]["after"])
+
+
 def test_a_second_run_skips_everything(results):
     done = call("-m", "mmprm_lib.runner", "--profile", "smoke", results=results)
     assert done.returncode == 0, done.stdout
@@ -91,13 +98,13 @@ def nbval(folder: Path, results: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_checked_cells_print_what_is_committed(results, tmp_path):
     # on copies, because this runs again in place, and other tests look at the results; it is a resume as well
-    stages = runner.plan("smoke")[0]
+    planned = stages.plan("smoke")[0]
 
     def again(part: int) -> tuple[Path, subprocess.CompletedProcess[str]]:
         shutil.copytree(results, tmp_path / f"results{part}")
         build = tmp_path / f"notebooks{part}"
         build.mkdir()
-        for stage in stages[part::2]:
+        for stage in planned[part::2]:
             papermill.execute_notebook(stage.source, build / stage.source.name, stage.given, prepare_only=True)
         return build, nbval(build, tmp_path / f"results{part}")
 

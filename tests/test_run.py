@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from mmprm_lib import parameters, provenance, runner, verify
+from mmprm_lib import parameters, provenance, runner, stages, verify
 from mmprm_lib.cleaning import clean
 from mmprm_lib.run import Run, check_parameters, progress, read_manifest
 from tests.conftest import FIRST, write_notebook
@@ -315,9 +316,9 @@ def mtimes(project: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (project / "results").rglob("manifest.json")}
 
 
-def test_the_runner_runs_in_order_then_skips_then_reruns_what_changed(project, capsys, monkeypatch):
+def test_the_runner_runs_in_order_then_skips_then_reruns_what_changed(project, capfd, monkeypatch):
     assert runner.main(["--profile", "tiny"]) == 0
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert "profile tiny: 2 of 2 notebooks to run" in out and "02_second: done in" in out
     first, second = (project / "results" / "tiny" / name for name in ("01_first", "02_second"))
     assert (first / "lines.txt").read_text() == "0.000\n1.000\n2.000\n3.000\n"  # n: 4, scale: 1
@@ -327,12 +328,12 @@ def test_the_runner_runs_in_order_then_skips_then_reruns_what_changed(project, c
     assert str(project) not in text and "papermill" not in text and "lines: 100%" in text
 
     def reasons():
-        return [runner.why_run(stage) for stage in runner.plan("tiny")[0]]
+        return [stages.why_run(stage) for stage in stages.plan("tiny")[0]]
 
     assert reasons() == ["", ""]
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     assert runner.main(["--profile", "tiny"]) == 0
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert "0 of 2 notebooks to run" in out and out.count("up to date") == 2
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
@@ -346,7 +347,7 @@ def test_the_runner_runs_in_order_then_skips_then_reruns_what_changed(project, c
     assert reasons() == ["outputs missing or changed: lines.txt", "inputs changed: lines.txt"]
     (first / "lines.txt").unlink()
     assert runner.main(["--profile", "tiny"]) == 0
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     # made again with the same hash, so that the second need not run, although its input was missing at first
     assert "01_first: done in" in out and "02_second: up to date" in out and reasons() == ["", ""]
     # byte-identical, in spite of times and random ids
@@ -360,17 +361,115 @@ def test_the_runner_runs_in_order_then_skips_then_reruns_what_changed(project, c
     assert reasons()[1] == "code changed: run.py"
 
 
-def test_a_failing_notebook_stops_the_run_and_says_why(project, capsys):
+def test_a_failing_notebook_stops_the_run_and_says_why(project, capfd):
     (project / "params" / "tiny" / "01_first.yaml").write_text("mode: fail\n")
     assert runner.main([]) == 1
-    error = capsys.readouterr().err
+    error = capfd.readouterr().err
     assert "01_first failed after" in error and "raised ValueError: the chart has no bars" in error
     assert "01_first.ipynb" in error and not list((project / "results").rglob("manifest.json"))
     assert not (project / "results" / "tiny" / "02_second").exists()
     (project / "params" / "tiny" / "01_first.yaml").write_text("mode: quit\n")
     assert runner.main(["--only", "01", "--run-name", "other"]) == 1
-    assert "ended without run.finish()" in capsys.readouterr().err
+    assert "ended without run.finish()" in capfd.readouterr().err
     assert (project / "results" / "other" / "01_first" / "lines.txt").exists()
+
+
+def stage(name: str, after: tuple[str, ...] | None = None, beside: bool = False) -> stages.Stage:
+    return stages.Stage(name, Path(f"{name}.ipynb"), {}, {"run_name": "tiny"}, after, beside)
+
+
+def test_what_may_start_and_what_has_to_wait():
+    one, two, three = stage("01"), stage("02"), stage("03", ("01",), beside=True)
+    four, five = stage("04", ("03",), beside=True), stage("05", (), beside=True)
+    assert runner.startable([one, two], [], 2) is one
+    assert runner.startable([two], [one], 2) is None  # says nothing, so it comes after all before it
+    assert runner.startable([three, four, five], [one], 2) is None  # one bears none beside it
+    assert runner.startable([two, three], [], 2) is two
+    assert runner.startable([four, five], [three], 2) is five  # four waits for three
+    assert runner.startable([four, five], [three], 1) is None
+    assert runner.startable([four], [five, three], 2) is None
+    assert runner.startable([four], [five], 2) is four
+    assert runner.startable([two], [five], 2) is None  # bears none beside it
+
+
+def test_how_many_run_at_once_hangs_on_the_machine_and_a_stage_keeps_its_threads(monkeypatch):
+    monkeypatch.setattr(runner, "has_gpu", lambda: False)
+    assert runner.at_once({"cores": 2, "memory_gb": 24}) == 2
+    assert runner.at_once({"cores": 1, "memory_gb": 24}) == 1 and runner.at_once({"cores": 8, "memory_gb": 8}) == 1
+    monkeypatch.setattr(provenance, "machine", lambda: {"cores": 8, "memory_gb": 8.0})
+    assert runner.threads_of(stage("01")) is None and runner.threads_of(stage("02", (), beside=True)) == 4
+    monkeypatch.setattr(runner, "has_gpu", lambda: True)
+    assert runner.at_once({"cores": 16, "memory_gb": 128}) == 1
+    assert runner.threads_of(stage("02", (), beside=True)) is None
+
+
+BARRIER = """
+import os, time
+from pathlib import Path
+from mmprm_lib.run import Run, check_parameters
+params = check_parameters("{name}", globals())
+run = Run("{name}", params)
+folder = run.folder.parent
+(folder / "{name}.there").touch()
+until = time.monotonic() + 60
+while not (folder / "{other}.there").exists():
+    assert time.monotonic() < until, "{other} never came"
+    time.sleep(0.05)
+run.metric("threads", int(os.environ["OMP_NUM_THREADS"]), n=1)
+{last}
+"""
+
+
+def side_by_side(project: Path, last: str = "run.finish()") -> None:
+    """Nothing; adds two notebooks that wait for each other, the second ending in `last`."""
+    for name, other, end in (("03_left", "04_right", "run.finish()"), ("04_right", "03_left", last)):
+        path = project / "notebooks" / f"{name}.ipynb"
+        cells = [("parameters", 'run_name: str = "tiny"'), ("", BARRIER.format(name=name, other=other, last=end))]
+        write_notebook(path, cells)
+        notebook = json.loads(path.read_text())
+        notebook["metadata"]["mmprm"] = {"after": ["01_first"], "beside": True}
+        path.write_text(json.dumps(notebook))
+        (project / "params" / "tiny" / f"{name}.yaml").write_text("")
+
+
+def test_notebooks_that_say_so_run_side_by_side_with_their_share_of_the_cores(project, capfd, monkeypatch):
+    monkeypatch.setattr(runner, "at_once", lambda machine: 2)
+    monkeypatch.setattr(runner, "has_gpu", lambda: False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    side_by_side(project)
+    assert runner.main([]) == 0
+    share = max(1, provenance.machine()["cores"] // 2)
+    for name in ("03_left", "04_right"):
+        metrics = json.loads((project / "results" / "tiny" / name / "metrics.json").read_text())
+        assert metrics["threads"]["value"] == share
+    assert runner.main([]) == 0 and capfd.readouterr().out.count("up to date") == 4
+
+
+def test_what_runs_beside_a_failing_notebook_is_finished_and_kept(project, capfd, monkeypatch):
+    monkeypatch.setattr(runner, "at_once", lambda machine: 2)
+    side_by_side(project, "raise ValueError('no luck')")
+    assert runner.main([]) == 1
+    assert "04_right failed after" in capfd.readouterr().err
+    assert [reason != "" for reason in map(stages.why_run, stages.plan("tiny")[0])] == [False, False, False, True]
+
+
+def test_a_killed_runner_leaves_no_process_behind(project):
+    cells = [("parameters", 'run_name: str = "tiny"'), ("", "import os\nfrom pathlib import Path\n"
+             "Path(os.environ['MMPRM_ROOT'], 'pids').write_text(f'{os.getppid()} {os.getpid()}')\n"
+             "import time\ntime.sleep(120)")]  # fmt: skip
+    write_notebook(project / "notebooks" / "01_first.ipynb", cells)
+    (project / "params" / "tiny" / "01_first.yaml").write_text("")
+    started = subprocess.Popen([sys.executable, "-m", "mmprm_lib.runner"], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (pids := project / "pids").exists() or len(pids.read_text().split()) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    started.kill()
+    started.wait()
+    child, kernel = map(int, pids.read_text().split())
+    while any(Path(f"/proc/{pid}").exists() for pid in (child, kernel)):
+        assert time.monotonic() < until, "a process works on unseen"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
@@ -397,21 +496,21 @@ def test_wrong_parameters_are_found_before_anything_runs(project, capsys, yaml, 
 
 def test_a_notebook_without_parameters_file_is_named_and_left_out(project, capsys):
     (project / "params" / "tiny" / "02_second.yaml").unlink()
-    stages, left_out = runner.plan("tiny")
-    assert [stage.name for stage in stages] == ["01_first"] and left_out == ["02_second"]
+    found, left_out = stages.plan("tiny")
+    assert [stage.name for stage in found] == ["01_first"] and left_out == ["02_second"]
 
 
 def test_results_go_where_the_environment_says_and_durations_come_from_the_reference_run(
     project, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("MMPRM_RESULTS", str(tmp_path / "elsewhere"))
-    stage = runner.plan("tiny", ["01"])[0][0]
+    stage = stages.plan("tiny", ["01"])[0][0]
     assert stage.executed == tmp_path / "elsewhere" / "tiny" / "01_first" / "01_first.ipynb"
-    assert runner.expected_seconds(stage) is None
+    assert stages.expected_seconds(stage) is None
     reference = project / "results" / "tiny" / "01_first"
     reference.mkdir(parents=True)
     (reference / "manifest.json").write_text('{"seconds": 90.0}')
-    assert runner.expected_seconds(stage) == 90.0 and runner.minutes(90.0) == "2 min" and runner.minutes(42) == "42 s"
+    assert stages.expected_seconds(stage) == 90.0 and stages.minutes(90.0) == "2 min" and stages.minutes(42) == "42 s"
 
 
 def test_clean_changes_texts_and_no_image(project, tmp_path):
@@ -488,21 +587,21 @@ def test_a_child_killed_in_the_middle_of_its_bar_does_not_stop_ours():
     assert told.stdout.endswith("[1, 2]\n")
 
 
-def test_verify_runs_a_notebook_again_and_finds_what_differs(project, capsys):
+def test_verify_runs_a_notebook_again_and_finds_what_differs(project, capfd):
     assert verify.main(["--only", "02"]) == 2
-    assert "holds no finished run: make run ONLY=02" in capsys.readouterr().err
+    assert "holds no finished run: make run ONLY=02" in capfd.readouterr().err
     assert runner.main([]) == 0
     before = {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()}
     assert verify.main([]) == 0
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert "01_first: the same, 1 metrics" in out and "02_second: the same, 1 metrics" in out
     assert {path: path.read_bytes() for path in (project / "results").rglob("*") if path.is_file()} == before
 
     drawn = [*FIRST[:3], ("", "import random\n\nrun.metric('n_lines', random.random(), n=n)\nrun.finish()")]
     write_notebook(project / "notebooks" / "01_first.ipynb", drawn)
     assert verify.main(["--only", "01"]) == 2  # the results are those of another notebook
-    assert "is out of date (code changed: notebook)" in capsys.readouterr().err
+    assert "is out of date (code changed: notebook)" in capfd.readouterr().err
     assert runner.main(["--only", "01"]) == 0
     assert verify.main(["--only", "01"]) == 1
-    assert "01_first: 1 differences\n      n_lines: {" in capsys.readouterr().out
+    assert "01_first: 1 differences\n      n_lines: {" in capfd.readouterr().out
     assert (project / "results" / "tiny-verify" / "01_first" / "metrics.json").is_file()  # stays to be looked at

@@ -1,0 +1,106 @@
+"""What all training shares: transformers' Trainer, its arguments, LoRA, and the order of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from mmprm_lib import models
+from mmprm_lib.scoring import VISION_TOWERS
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def training_arguments(
+    output_dir: str | Path,
+    *,
+    learning_rate: float = 1.0e-4,
+    epochs: float = 1.0,
+    batch_size: int = 32,
+    gradient_accumulation: int = 1,
+    warmup_share: float = 0.05,
+    weight_decay: float = 0.05,
+    bf16: bool = False,
+    seed: int = 0,
+    use_cpu: bool = False,
+) -> TrainingArguments:
+    """Trainer's arguments: AdamW, linear warm-up over `warmup_share` of the updates, then cosine to 0, as both papers.
+
+    VisualPRM warms up over 5 %, MM-PRM over 3 %; weight decay is 0.05 in both; their learning rates are 1e-5 and 4e-6.
+    `batch_size` is per device and before accumulation. `bf16` is mixed precision, where the device computes it.
+    """
+    if not 0 <= warmup_share < 1:  # Trainer would read 1 as one update
+        raise ValueError(f"warmup_share is {warmup_share}: give the share of all updates, from 0 to below 1")
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation,
+        warmup_steps=warmup_share,  # a share where below 1
+        weight_decay=weight_decay,
+        lr_scheduler_type="cosine",
+        bf16=bf16 and models.has_bf16(torch.device("cpu" if use_cpu else "cuda")),
+        seed=seed,
+        use_cpu=use_cpu,
+        save_strategy="no",  # Trainer's own checkpoints hold pickles; KeepBest keeps the best epoch
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        logging_steps=10,
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def with_lora(model, rank: int, marker_id: int | None) -> PeftModel:
+    """A peft model around `model`: LoRA on every linear layer outside the vision tower, and the marker's embedding row
+    trained.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    towers = "|".join(VISION_TOWERS)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=rf".*({towers})\..*")
+    if marker_id is not None:
+        name = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+        config.trainable_token_indices = {name.rpartition(".")[2]: [marker_id]}
+    return get_peft_model(model, config)
+
+
+class ByLengthWithinUpdates(torch.utils.data.Sampler):
+    """Rows in random order, those of one update, `window` rows, by length.
+
+    Which rows an update sees is left to chance, as if nothing were sorted; its micro-batches hold rows of like length,
+    so that less is padded. An epoch has an order of its own.
+    """
+
+    def __init__(self, lengths: Sequence[int], window: int, seed: int) -> None:
+        self.lengths, self.window, self.seed, self.epoch = lengths, window, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing; Trainer calls it before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        chance = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=chance).tolist()
+        for start in range(0, len(order), self.window):
+            yield from sorted(order[start : start + self.window], key=lambda i: (self.lengths[i], i))
+
+
+class UpdateTrainer(Trainer):
+    """Trainer whose "random" order of rows is `ByLengthWithinUpdates`; everything else is transformers'."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(rows)
+        window = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ByLengthWithinUpdates([len(row["input_ids"]) for row in rows], window, self.args.seed)
