@@ -8,11 +8,13 @@ PY := $(VENV)/bin/python
 # make bench measures on the tiny policy where make run has made it
 POLICY := $(or $(wildcard results/tiny/02_policy/policy),embedded)
 CRITIC := results/tiny/07_generative_prm/critique
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.ready-$(shell cat requirements-vllm.lock pyproject.toml | cksum | cut -d " " -f 1)
 STAMP := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d " " -f 1)
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test slow lab bench base ablations sweep verify clean
+.PHONY: help setup run test slow lab bench base ablations sweep verify vllm-env test-vllm clean
 
 help:
 	@echo "make run    the notebooks of PROFILE ($(PROFILE)) -> results/; what is up to date is skipped"
@@ -23,6 +25,7 @@ help:
 	@echo "make ablations  the studies at full size, into results/ablations; reads what make run made"
 	@echo "make sweep SWEEP=refined_temperature [JOBS=2]  a notebook at every point of params/sweeps/"
 	@echo "make verify ONLY=05  runs notebooks again and compares all numbers with the results that are there"
+	@echo "make vllm-env  an environment with vLLM, in $(VLLM); make test-vllm runs its tests there"
 	@echo "make base   trains the embedded base model again from scratch"
 	@echo "make clean  removes caches and build folders; results and .venv stay"
 
@@ -76,6 +79,28 @@ verify: $(STAMP)
 ablations: $(STAMP)
 	@echo "make ablations: about 3 hours on 2 cores (12 GB); a killed run goes on where it stopped"
 	@$(PY) -m mmprm_lib.runner --profile ablations $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force)
+
+vllm-env: $(VLLM_STAMP)
+
+# on a CPU everything from a lock of its own; on CUDA vLLM's own build beside the project's lock
+$(VLLM_STAMP):
+	@echo "setting up $(VLLM) with vLLM: 3 to 6 minutes, 4 GB (more with CUDA), once"
+	@"$(PYTHON)" -m venv $(VLLM)
+	@if [ -e /proc/driver/nvidia/version ]; then \
+	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -r requirements.lock && \
+	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet vllm==0.32.0; \
+	else \
+	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps -r requirements-vllm.lock && \
+	  cp tests/vllm_env/torchvision_ops.py $$($(VLLM)/bin/python -c "import site; print(site.getsitepackages()[0])") && \
+	  echo "import torchvision_ops" > $$($(VLLM)/bin/python -c "import site; print(site.getsitepackages()[0])")/torchvision_ops.pth; \
+	fi
+	@$(VLLM)/bin/python -m compileall -qq -j 0 -x '/tests?/' $(VLLM)/lib || true
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VLLM)/.ready-* && touch $@
+
+test-vllm: $(VLLM_STAMP)
+	@echo "make test-vllm: vLLM is really started, in process and as a server"
+	@$(VLLM)/bin/python -m pytest tests/test_engine.py
 
 base: $(STAMP)
 	@echo "make base: about an hour on 2 cores, minutes on a GPU; replaces mmprm_lib/assets/base"

@@ -7,6 +7,7 @@ told apart here: an interval over problems (the seeds as they are, every problem
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -125,6 +126,40 @@ def levels(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str], seed
     return pd.DataFrame(rows, columns=[*by, *COMPARED])
 
 
+def shares(table: pd.DataFrame, by: Sequence[str], measures: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """As `levels`, of columns that hold a value of each problem, where no seed was varied: only problems are drawn."""
+    rows = []
+    for names, part in table.groupby(list(by), sort=False):
+        for measure in measures:
+            tail = (measure, *stats.mean(part[measure], seed=seed), 1, *of_seeds([]))
+            rows.append({**dict(zip(by, names, strict=True)), **dict(zip(COMPARED, tail, strict=True))})
+    return pd.DataFrame(rows, columns=[*by, *COMPARED])
+
+
+def share_differences(
+    table: pd.DataFrame, by: str, base: Any, measures: Sequence[str], within: Sequence[str] = (), seed: int = 0
+) -> pd.DataFrame:
+    """Every setting in `by` minus `base`, problem by problem, within each combination of the columns `within`.
+
+    Columns: `within`, `by`, measure, value, n, low, high (BCa over problems), p (McNemar's, nan where it has none), and
+    `holm`, p corrected for all rows. ValueError if a setting was judged on other problems than `base`.
+    """
+    rows = []
+    for names, part in table.groupby(list(within), sort=False) if within else [((), table)]:
+        wide = part.pivot(index="problem_id", columns=by, values=list(measures))
+        if wide.isna().any(axis=None):
+            raise ValueError(f"the settings of {by} were judged on different problems; run their points again")
+        for measure, name in itertools.product(measures, [n for n in part[by].unique() if n != base]):
+            a, b = wide[measure][name], wide[measure][base]
+            binary = set(np.unique([a, b])) <= {0.0, 1.0}
+            p = stats.mcnemar(a, b).value if binary else np.nan
+            rows.append((*names, name, measure, *stats.paired_difference(a, b, seed=seed), p))
+    found = pd.DataFrame(rows, columns=[*within, by, "measure", "value", "n", "low", "high", "p"])
+    known = found["p"].notna()
+    found.loc[known, "holm"] = stats.holm(found.loc[known, "p"])
+    return found
+
+
 def seeds_of(metrics: pd.DataFrame, by: Sequence[str], metric: str) -> pd.DataFrame:
     """As `levels`, of a metric that is no sum over problems (AUROC): only what the seeds differ by is known of it."""
     rows = []
@@ -151,6 +186,23 @@ def seed_differences(metrics: pd.DataFrame, by: str, base: str, metric: str) -> 
         rows.append({by: name, **dict(zip(COMPARED, tail, strict=True))})
     found = pd.DataFrame(rows, columns=[by, *COMPARED])
     return found.assign(holm=stats.holm(found["p_seeds"]))
+
+
+def each_seed(
+    problems: pd.DataFrame, metrics: pd.DataFrame, by: Sequence[str], measures: Sequence[str]
+) -> pd.DataFrame:
+    """Every seed by itself: a row per setting, seed and measure (`by`, seed, measure, value), as dots for a figure.
+
+    A measure that is no sum over problems is taken from `metrics`.
+    """
+    rows = []
+    for names, part in problems.groupby([*by, "seed"], sort=False):
+        setting = dict(zip([*by, "seed"], names, strict=True))
+        for measure in (m for m in measures if m in MEASURES):
+            cube, _ = _cube(part, measure)
+            rows.append({**setting, "measure": measure, "value": float(MEASURES[measure][1](cube.sum(axis=(0, 1))))})
+    rest = metrics[metrics["metric"].isin(set(measures) - set(MEASURES))].rename(columns={"metric": "measure"})
+    return pd.concat([pd.DataFrame(rows), rest[[*by, "seed", "measure", "value"]]], ignore_index=True)
 
 
 def target_names(points: pd.DataFrame) -> pd.Series:

@@ -8,23 +8,22 @@ text of a reply is data: it is never evaluated, and what it means is for the cal
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import re
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import openai
 from PIL import Image
-from pydantic import BaseModel, Field, ValidationError
 
+from . import protocol
 from .data import open_image
 from .decoding import Sampling
 from .images import png
@@ -35,6 +34,7 @@ FORMAT = 1  # of the stored replies and of what is sent: a change makes older fi
 GREEDY = Sampling(temperature=0.0, max_new_tokens=1024)
 NO_KEY = "no-key"  # servers of one's own want none, but the protocol has a place for it
 MAX_IMAGE_BYTES = 20 * 2**20  # of the PNG
+T, R = TypeVar("T"), TypeVar("R")
 Prices = tuple[float, float]  # per million prompt tokens, per million completion tokens
 
 
@@ -111,55 +111,26 @@ def _plus(total: Usage, reply: Reply, n_retries: int = 0) -> Usage:
     )
 
 
-# -- what a server sends; checked, because `openai` takes an answer as it comes
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Counts(BaseModel):
-    prompt_tokens: Count | None = None
-    completion_tokens: Count | None = None
-
-
-class _Answer(BaseModel):
-    choices: Annotated[list[_Choice], Field(min_length=1)]
-    usage: Any = None
-    model: str | None = None
-
-
-def _parsed(raw: bytes) -> dict[str, Any]:
-    """The fields of a Reply that an answer's bytes give; the error says why an answer is of no use."""
-    try:
-        answer = _Answer.model_validate_json(raw)
-    except ValidationError as error:
-        where = error.errors()[0]
-        return {"error": f"malformed answer: {'.'.join(map(str, where['loc'])) or 'body'}: {where['msg']}"}
-    try:
-        counts = _Counts.model_validate(answer.usage)
-    except ValidationError:
-        counts = _Counts()  # a server without counts, or with odd ones, still gives a text
-    choice = answer.choices[0]
-    text, reason = choice.message.content or "", choice.finish_reason or "stop"
-    fields = {"text": text, "finish_reason": reason, "model": answer.model or "", "error": ""}
-    fields |= {"n_prompt_tokens": counts.prompt_tokens, "n_completion_tokens": counts.completion_tokens}
-    if choice.message.refusal:
-        fields["error"] = f"refused: {choice.message.refusal}"
-    elif reason == "content_filter":
-        fields["error"] = "cut by the server's content filter"
-    elif not text.strip():
-        fields["error"] = f"empty answer (finish_reason {reason})"
-    return fields
-
-
 # -- the endpoint
+
+
+def at_once(most: int, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """What `work` makes of each item, as they finish, in any order; at most `most` are in the works.
+
+    Items are read as there is room for them. Threads, not asyncio: a notebook's own loop is running already.
+    """
+    pool, items = ThreadPoolExecutor(most), iter(items)
+    flying, results = set[Future[R]](), list[R]()
+    try:
+        while True:
+            flying |= {pool.submit(work, item) for item in islice(items, most - len(flying))}
+            yield from results  # only now, so that the server works while the caller does
+            if not flying:
+                return
+            done, flying = wait(flying, return_when=FIRST_COMPLETED)
+            results = [future.result() for future in done]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(eq=False, repr=False)
@@ -214,49 +185,51 @@ class Endpoint:
 
     def ask(self, chat: Chat, sampling: Sampling = GREEDY) -> Reply:
         """The reply to one chat; whatever fails is in its `error`."""
-        n_retries, asked = 0, chat.fingerprint
-        try:
-            raw = self._client.chat.completions.with_raw_response.create(**self._body(chat, sampling))
-            n_retries, fields = raw.retries_taken, _parsed(raw.content)
-        except openai.APIError as error:
-            fields = {"error": self._failure(error)}
-        except (ValueError, OSError) as error:
-            fields = {"error": f"not sent: {error}"}
+        raw, n_retries, error = self.post(lambda: self._body(chat, sampling))
+        fields = {"error": error} if error else protocol.reply_fields(raw)
         if len(self._key) >= 16:  # a word like "none" is no secret, and may well stand in a reply
             fields = {k: self._hide(v) if isinstance(v, str) else v for k, v in fields.items()}
-        reply = Reply(key=chat.key, asked=asked, **fields)
-        with self._lock:
-            self.usage = _plus(self.usage, reply, n_retries)
+        reply = Reply(key=chat.key, asked=chat.fingerprint, **fields)
+        self.count(reply, n_retries)
         return reply
 
-    def ask_many(self, chats: Iterable[Chat], sampling: Sampling = GREEDY) -> Iterator[Reply]:
-        """The replies as they come, in any order, joined by their key; at most max_concurrency are in flight.
+    def post(self, body: Callable[[], Mapping[str, Any]]) -> tuple[bytes, int, str]:
+        """(answer, retries, error) of a chat of these fields: the raw answer, or why there is none.
 
-        Chats are read as there is room for them. Threads, not asyncio: a notebook's own loop is running already.
+        `body` is called here, so that what it raises (ValueError, OSError: an image of no use) is an error as well.
         """
-        pool = ThreadPoolExecutor(self.max_concurrency)
-        chats, flying, replies = iter(chats), set[Future[Reply]](), list[Reply]()
         try:
-            while True:
-                free = self.max_concurrency - len(flying)
-                flying |= {pool.submit(self.ask, chat, sampling) for chat in islice(chats, free)}
-                yield from replies  # only now, so that the server works while the caller does
-                if not flying:
-                    return
-                done, flying = wait(flying, return_when=FIRST_COMPLETED)
-                replies = [future.result() for future in done]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            raw = self._client.chat.completions.with_raw_response.create(**body())
+            return raw.content, raw.retries_taken, ""
+        except openai.APIError as error:
+            return b"", 0, self._failure(error)
+        except (ValueError, OSError) as error:
+            return b"", 0, f"not sent: {error}"
+
+    def count(self, reply: Reply, n_retries: int = 0) -> None:
+        """Nothing; adds what a reply took to the usage."""
+        with self._lock:
+            self.usage = _plus(self.usage, reply, n_retries)
+
+    def ask_many(self, chats: Iterable[Chat], sampling: Sampling = GREEDY) -> Iterator[Reply]:
+        """The replies as they come, in any order, joined by their key; at most max_concurrency are in flight."""
+        yield from at_once(self.max_concurrency, lambda chat: self.ask(chat, sampling), chats)
 
     def _body(self, chat: Chat, sampling: Sampling) -> dict[str, Any]:
         """The arguments of `create`. ValueError or OSError if the image cannot be used."""
-        seed = hashlib.sha256(f"{sampling.seed}|{chat.key}".encode()).digest()
-        body = {"model": self.model, "messages": self._messages(chat), "temperature": sampling.temperature}
-        body |= {"top_p": sampling.top_p, "seed": int.from_bytes(seed[:4], "big") >> 1}
+        return self.fields(self._messages(chat), sampling, protocol.seed_of(sampling.seed, chat.key))
+
+    def fields(
+        self, messages: Sequence[Mapping[str, Any]], sampling: Sampling, seed: int, *, n: int = 1,
+        extra: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """The arguments of `create` for ready messages: `n` choices, `extra` fields beside the endpoint's own."""
+        body = {"model": self.model, "messages": messages, "temperature": sampling.temperature}
+        body |= {"top_p": sampling.top_p, "seed": seed} | ({"n": n} if n > 1 else {})
         body |= {"stop": list(sampling.stop)} if sampling.stop else {}
         top_k = {"top_k": sampling.top_k} if sampling.top_k else {}  # not OpenAI's; vLLM and others know it
-        extra = {self.limit_name: sampling.max_new_tokens} | top_k | dict(self.extra)
-        return {k: v for k, v in body.items() if k not in self.omit} | {"extra_body": extra}
+        more = {self.limit_name: sampling.max_new_tokens} | top_k | dict(extra or {}) | dict(self.extra)
+        return {k: v for k, v in body.items() if k not in self.omit} | {"extra_body": more}
 
     def _messages(self, chat: Chat) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = [dict(m) for m in chat.messages]

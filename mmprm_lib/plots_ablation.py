@@ -19,6 +19,11 @@ WORDS = {
     "best_of_n_mean": "Best-of-N, mean of scores",
     "best_of_n_min": "Best-of-N, least score",
     "best_of_n_last": "Best-of-N, last score",
+    "pass_at_n": "pass@N: any is right",
+    "majority_vote": "majority vote",
+    "best_of_n": "Best-of-N",
+    "n_answers": "distinct answers",
+    "n_paths": "distinct solutions",
 }
 
 
@@ -49,12 +54,13 @@ def differences(frame: pd.DataFrame, by: str, measures: Sequence[str], *, base: 
 
 def over_dial(
     frame: pd.DataFrame, x: str, hue: str | None, measures: Sequence[str], *, xlabel: str = "", log: int = 0,
-    seeds: pd.DataFrame | None = None, caption: str = "",
+    seeds: pd.DataFrame | None = None, zero: bool = False, caption: str = "",
 ) -> Figure:  # fmt: skip
     """A panel per measure: its value over the numbers in column `x`, a line per `hue`, bands over problems or seeds.
 
     frame: as `ablation.levels` gives; the band is low to high where it is known, else seed_low to seed_high. `seeds`
-    (x, hue, measure, value) draws each seed as a dot. `log` is the base of the axis, 0 a plain one.
+    (x, hue, measure, value) draws each seed as a dot. `log` is the base of the axis, 0 a plain one. `zero` draws a
+    line at 0, for differences.
     """
     figure, axes = new_figure(3.1 * len(measures) + (1.2 if hue else 0.2), 3.6, len(measures), sharex=True)
     for axis, measure in zip(axes, measures, strict=True):
@@ -65,6 +71,8 @@ def over_dial(
             dots = seeds[seeds["measure"] == measure]
             for index, (_, each) in enumerate(dots.groupby(hue, sort=False) if hue else [("", dots)]):
                 axis.plot(each[x], each["value"], ls="none", marker=".", ms=4, color=COLOURS[index % 8], alpha=0.5)
+        if zero:
+            axis.axhline(0, color="#666666", lw=1)
         if log:
             axis.set_xscale("log", base=log)
             axis.xaxis.set_minor_locator(NullLocator())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from mmprm_lib import ablation, comparison, plots_ablation, points, selection
+from mmprm_lib import ablation, comparison, plots_ablation, points, selection, stats
 from mmprm_lib.schema import StepLabels
 from tests.doubles import problem, solution
 
@@ -124,6 +124,49 @@ def test_figures_show_both_intervals_and_all_lines():
     dial = pd.concat([ablation.levels(table, ["setting"], ["best_of_n_mean"]).assign(k=k) for k in (1, 4)])
     [axis] = plots_ablation.over_dial(dial, "k", "setting", ["best_of_n_mean"], log=2).axes
     assert len(axis.lines) == 3 and [t.get_text() for t in axis.get_xticklabels()] == ["1", "4"]
+
+
+def test_every_seed_by_itself_is_told_from_sums_and_from_metrics():
+    table = table_of(a=[[1, 1, 0, 1], [1, 0, 0, 0]])
+    metrics = pd.DataFrame(
+        [
+            {"setting": "a", "seed": s, "metric": m, "value": v}
+            for s, v in ((0, 0.9), (1, 0.7))
+            for m in ("auroc", "f1")
+        ]
+    )
+    found = ablation.each_seed(table, metrics, ["setting"], ["best_of_n_mean", "auroc"])
+    assert found.to_dict("records") == [
+        {"setting": "a", "seed": 0, "measure": "best_of_n_mean", "value": 0.75},
+        {"setting": "a", "seed": 1, "measure": "best_of_n_mean", "value": 0.25},
+        {"setting": "a", "seed": 0, "measure": "auroc", "value": 0.9},
+        {"setting": "a", "seed": 1, "measure": "auroc", "value": 0.7},
+    ]
+
+
+def pools(**outcomes: list[float]) -> pd.DataFrame:
+    """setting -> the outcome of each problem, at one N and one temperature."""
+    rows = [(name, 0.5, f"p{i}", v) for name, values in outcomes.items() for i, v in enumerate(values)]
+    return pd.DataFrame(rows, columns=["N", "temperature", "problem_id", "best_of_n"])
+
+
+def test_shares_are_means_over_problems_with_no_word_on_seeds():
+    [row] = ablation.shares(pools(a=[1, 0, 1, 1]), ["N", "temperature"], ["best_of_n"]).to_dict("records")
+    assert (row["N"], row["temperature"], row["measure"]) == ("a", 0.5, "best_of_n")
+    assert tuple(row[key] for key in ("value", "n", "low", "high")) == stats.mean([1, 0, 1, 1])
+    assert row["n_seeds"] == 1 and np.isnan([row["seed_sd"], row["seed_low"], row["seed_high"]]).all()
+
+
+def test_settings_without_seeds_are_compared_problem_by_problem():
+    table = pools(a=[1, 0, 0, 0, 1, 0], b=[1, 1, 1, 1, 1, 1], c=[0.5, 0, 0, 0, 1, 0])
+    one, two = ablation.share_differences(table, "N", "a", ["best_of_n"], ["temperature"]).to_dict("records")
+    assert (one["temperature"], one["N"], two["N"]) == (0.5, "b", "c")
+    expected = stats.paired_difference([1] * 6, [1, 0, 0, 0, 1, 0])
+    assert tuple(one[key] for key in ("value", "n", "low", "high")) == expected
+    assert one["p"] == one["holm"] == 2 / 2**4  # four problems differ, all the same way
+    assert two["value"] == pytest.approx(-0.5 / 6) and np.isnan(two["p"]) and np.isnan(two["holm"])  # no McNemar
+    with pytest.raises(ValueError, match="'?N'? were judged on different problems"):
+        ablation.share_differences(table[1:], "N", "a", ["best_of_n"], ["temperature"])
 
 
 def test_what_each_problem_brings_counts_different_answers_and_paths():

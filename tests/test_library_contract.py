@@ -16,7 +16,7 @@ FLOORS = [
     | {"stats", "sequential"},
     {"world", "answers", "mathcheck", "quantities", "steps"},
     {"data", "fields", "images", "splits", "models", "curriculum", "pretrain"},
-    {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "outcomes"}
+    {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "protocol", "served", "engine", "outcomes"}
     | {"guards", "labeling_files"},
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
     | {"interchange", "interchange_text", "label_selection", "policy", "prm", "training", "packing"}

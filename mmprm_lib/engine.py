@@ -1,0 +1,161 @@
+"""vLLM as a back end of sampling: the same requests and completions, in an engine with a process of its own.
+
+Needs an environment with vLLM (`make vllm-env`, or the extra `vllm` on CUDA). The engine's memory, a GPU's too, is free
+again when the generator is closed, because it is another process that ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor
+
+from . import models
+from .asking import Completion, Finished, More, Request, failed
+from .data import open_image
+from .decoding import ChoiceSampling, Sampling
+from .fingerprints import fingerprint, sha256_of
+from .generation import PREPARING
+from .prompts import cut_at
+from .protocol import seed_of
+from .steps import neutralise, policy_prompt, prefix_text
+
+IN_FLIGHT = 512  # sequences that the engine is given at once; it batches them itself
+
+
+@dataclass
+class _Flight:
+    """A request in the engine: how many samples are wanted, and what was asked."""
+
+    request: Request
+    n: int
+
+
+class VllmGenerator:
+    """Samples with vLLM, `vllm.LLM` in a process of its own; use it as a context manager, or call `close`.
+
+    `model`: a checkpoint folder, a hub id, or "embedded". A request passes its image once, however many samples are
+    drawn, and prompts that begin alike share their cache (prefix caching). A sample depends on the seed, the request's
+    key and its own number; other requests in the batch may change a logit in its last digits. `options` go to
+    `vllm.LLM` (dtype, tensor_parallel_size, max_model_len, gpu_memory_utilization, ...). The model's code is that of
+    transformers, so that texts and scores are those of one model (`model_impl="vllm"` takes vLLM's own, which cannot
+    read the names of weights that transformers 5 writes for LLaVA). ChoiceSampling, which critics need, is refused.
+    """
+
+    def __init__(
+        self, model: str | Path, *, in_flight: int = IN_FLIGHT, name: str = "", trust_remote_code: bool = False,
+        revision: str | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        if in_flight < 1:
+            raise ValueError(f"in_flight is {in_flight}: give at least 1 sequence")
+        try:
+            import vllm
+        except ImportError as error:
+            raise ImportError(f"no vLLM in this environment ({error}): make vllm-env makes one") from None
+        source = str(models.EMBEDDED if str(model) == "embedded" else model)
+        code = {"trust_remote_code": trust_remote_code, "revision": revision}
+        self.processor = AutoProcessor.from_pretrained(source, **code)
+        self.tokenizer, self.in_flight, self.name = self.processor.tokenizer, in_flight, name or Path(source).name
+        self.n_generated_tokens, self._n_asked, self._vllm, self._source = 0, 0, vllm, source
+        settings = {"dtype": "auto", "enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 1}}
+        settings |= {"model_impl": "transformers", "disable_log_stats": True, "seed": 0, **options}
+        self._shaping = {"vllm": vllm.__version__, "revision": revision} | {k: str(v) for k, v in settings.items()}
+        self._llm = vllm.LLM(model=source, **code, **settings)
+        self.context = int(self._llm.llm_engine.model_config.max_model_len)
+
+    def __enter__(self) -> VllmGenerator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing; ends the engine's process, which frees its memory. A second call changes nothing."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the weights' files (a hub id: its name and revision), the template and the settings."""
+        folder = Path(self._source)
+        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        weights = [sha256_of(file) for file in files] or [self._source]
+        texts = [str(self.processor.chat_template), prefix_text(["a", "b"])]
+        return fingerprint([weights, texts, sorted(self.tokenizer.get_vocab().items()), self._shaping])
+
+    def sample(
+        self, requests: Iterable[Request], n: int, sampling: Sampling, more: More | None = None
+    ) -> Iterator[Finished]:
+        """Each request with its n completions, as they finish; `more` as of TransformersGenerator."""
+        if n < 1:
+            raise ValueError(f"n is {n}: draw at least 1 sample per request")
+        if isinstance(sampling, ChoiceSampling):
+            raise ValueError("vLLM draws no choices at a cue: use the transformers back end for critics")
+        if self._llm is None:
+            raise ValueError(f"generator {self.name!r} is closed: make a new one")
+        return self._stream(iter(requests), n, sampling, more or (lambda *_: None))
+
+    def _stream(self, requests: Iterator[Request], n: int, sampling: Sampling, more: More) -> Iterator[Finished]:
+        engine, flying, drained = self._llm.llm_engine, dict[str, _Flight](), False
+        try:
+            while flying or not drained:
+                while not drained and (not flying or sum(f.n for f in flying.values()) + n <= self.in_flight):
+                    if (request := next(requests, None)) is None:
+                        drained = True
+                    else:
+                        yield from self._add(flying, request, n, sampling)
+                for output in engine.step() if flying else ():
+                    if output.finished:
+                        flight = flying.pop(output.request_id)
+                        completions = self._completions(output, flight.n, sampling)
+                        yield flight.request, completions
+                        for sample, completion in enumerate(completions):
+                            if follow := more(flight.request, sample, completion):
+                                yield from self._add(flying, follow, 1, sampling)
+        finally:
+            if flying and self._llm is not None:  # the caller wants no more, or an error ended it
+                engine.abort_request(list(flying))
+
+    def _add(self, flying: dict[str, _Flight], request: Request, n: int, sampling: Sampling) -> Iterator[Finished]:
+        """Nothing, and the request is in flight; or its n errors, if it cannot be prepared."""
+        self._n_asked += 1
+        name = str(self._n_asked)
+        try:
+            self._llm.llm_engine.add_request(name, *self._prepared(request, n, sampling))
+        except PREPARING as error:
+            yield failed(request, n, error)
+        else:
+            flying[name] = _Flight(request, n)
+
+    def _prepared(self, request: Request, n: int, sampling: Sampling) -> tuple[dict[str, Any], Any]:
+        """The prompt as vLLM takes it, and its sampling parameters. ValueError or OSError if the image is of no use."""
+        problem, tokens = request.problem, self.tokenizer
+        ids = tokens(policy_prompt(problem, self.processor, request.instruction))["input_ids"]
+        before = prefix_text(list(request.prefix)) + request.opening
+        ids += tokens(neutralise(before, tokens), add_special_tokens=False)["input_ids"] if before else []
+        prompt = {
+            "prompt_token_ids": ids,  # the image's placeholder once: vLLM expands it
+            "multi_modal_data": {"image": open_image(problem)},
+            "multi_modal_uuids": {"image": problem.image_sha256},
+        }
+        params = self._vllm.SamplingParams(
+            n=n if sampling.temperature else 1, temperature=sampling.temperature, top_p=sampling.top_p,
+            top_k=sampling.top_k, max_tokens=sampling.max_new_tokens, stop=list(sampling.stop) or None,
+            seed=seed_of(sampling.seed, request.seed_key), skip_special_tokens=True,
+            spaces_between_special_tokens=False, output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )  # fmt: skip
+        return prompt, params
+
+    def _completions(self, output: Any, n: int, sampling: Sampling) -> list[Completion]:
+        """The n completions of a finished request, in order of their number."""
+        found = []
+        for each in sorted(output.outputs, key=lambda o: o.index):
+            self.n_generated_tokens += len(each.token_ids)
+            reason = "stop" if each.finish_reason == "stop" else "length"
+            found.append(Completion(cut_at(each.text, sampling.stop), len(each.token_ids), reason))
+        return found * n if sampling.temperature == 0 else found  # greedy samples are one another's copies

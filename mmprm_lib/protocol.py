@@ -1,0 +1,98 @@
+"""What a server that speaks OpenAI's chat protocol sends, checked: the `openai` package takes an answer as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from .asking import Completion
+from .schema import Count
+
+
+def seed_of(seed: int, key: str) -> int:
+    """The 31-bit seed that another engine is sent for what is called `key`."""
+    return int.from_bytes(hashlib.sha256(f"{seed}|{key}".encode()).digest()[:4], "big") >> 1
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    index: int = 0
+    message: _Message
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None  # vLLM sends them where they are asked for
+
+
+class _Counts(BaseModel):
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+
+
+class _Answer(BaseModel):
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+    usage: Any = None
+    model: str | None = None
+
+    @property
+    def counts(self) -> _Counts:
+        """The tokens that it took; a server without counts, or with odd ones, still gives a text."""
+        try:
+            return _Counts.model_validate(self.usage)
+        except ValidationError:
+            return _Counts()
+
+
+def _checked(raw: bytes) -> _Answer:
+    """The answer. ValueError saying where it is malformed."""
+    try:
+        return _Answer.model_validate_json(raw)
+    except ValidationError as error:
+        where = error.errors()[0]
+        raise ValueError(f"malformed answer: {'.'.join(map(str, where['loc'])) or 'body'}: {where['msg']}") from None
+
+
+def _withheld(choice: _Choice) -> str:
+    """Why a choice holds no answer; "" if it does."""
+    if choice.message.refusal:
+        return f"refused: {choice.message.refusal}"
+    return "cut by the server's content filter" if choice.finish_reason == "content_filter" else ""
+
+
+def reply_fields(raw: bytes) -> dict[str, Any]:
+    """The fields of an `endpoint.Reply` that an answer's bytes give; the error says why an answer is of no use."""
+    try:
+        answer = _checked(raw)
+    except ValueError as error:
+        return {"error": str(error)}
+    choice, counts = answer.choices[0], answer.counts
+    text, reason = choice.message.content or "", choice.finish_reason or "stop"
+    error = _withheld(choice) or ("" if text.strip() else f"empty answer (finish_reason {reason})")
+    fields = {"text": text, "finish_reason": reason, "model": answer.model or "", "error": error}
+    return fields | {"n_prompt_tokens": counts.prompt_tokens, "n_completion_tokens": counts.completion_tokens}
+
+
+def completions(raw: bytes, n: int) -> list[Completion]:
+    """The n completions of an answer, in order of their index. ValueError if it is malformed, or holds another number.
+
+    An empty text is a completion: the model ended its turn at once. Where the server does not say which tokens belong
+    to which choice, the counted ones are shared out evenly, so that their sum is right.
+    """
+    answer = _checked(raw)
+    if len(answer.choices) != n:
+        raise ValueError(f"{len(answer.choices)} choices came where {n} were asked for: the server does not take `n`")
+    total = answer.counts.completion_tokens or 0
+    found = []
+    for place, choice in enumerate(sorted(answer.choices, key=lambda c: c.index)):
+        shared = total // n + (place < total % n)
+        n_tokens = shared if choice.token_ids is None else len(choice.token_ids)
+        if error := _withheld(choice):
+            found.append(Completion("", n_tokens, "error", error))
+        else:
+            reason = "length" if choice.finish_reason == "length" else "stop"
+            found.append(Completion(choice.message.content or "", n_tokens, reason))
+    return found

@@ -1,0 +1,229 @@
+"""vLLM, really started: in process, and as a server on the loopback; both pass one suite. Needs `make vllm-env`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmprm_lib import data, models
+from mmprm_lib.asking import Request
+from mmprm_lib.decoding import ChoiceSampling, Sampling
+from mmprm_lib.endpoint import Endpoint
+from mmprm_lib.generation import TransformersGenerator
+from mmprm_lib.labeling import Options, labels_to, solutions_to
+from mmprm_lib.served import ServedGenerator
+from mmprm_lib.steps import split
+
+pytest.importorskip("vllm", reason="no vLLM in this environment: make test-vllm runs these tests in one that has it")
+from mmprm_lib.engine import VllmGenerator  # noqa: E402
+
+FREE = Sampling(max_new_tokens=64, seed=3)
+GREEDY = Sampling(temperature=0.0, max_new_tokens=64)
+LOGPROB_TOLERANCE = 1e-3  # nats, float32 on both sides
+SETTINGS = {"dtype": "float32", "max_model_len": 1024}
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    return data.from_world({"test": 200}, 0, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return TransformersGenerator(*models.load("embedded"))
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with VllmGenerator("embedded", **SETTINGS) as generator:
+        yield generator
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class VllmServe:
+    """`vllm serve` on the loopback; `stop` and `start` as of a server that dies and comes back."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.port, self.process = log, free_port(), None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(models.EMBEDDED)]
+        command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--dtype", "float32", "--max-model-len", "1024", "--model-impl", "transformers"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        until = time.monotonic() + 600
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2)
+                return
+            except OSError:
+                assert self.process.poll() is None and time.monotonic() < until, self.log.read_text()[-3000:]
+                time.sleep(1)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    server = VllmServe(tmp_path_factory.mktemp("serve") / "log")
+    server.start()
+    endpoint = Endpoint(f"http://127.0.0.1:{server.port}/v1", "tiny", max_concurrency=16)
+    generator = ServedGenerator(endpoint, models.new_processor())
+    generator.server = server
+    yield generator
+    server.stop()
+
+
+@pytest.fixture(params=["engine", "served"])
+def generator(request):
+    return request.getfixturevalue(request.param)
+
+
+def texts(generator, requests, n=1, sampling=FREE, more=None):
+    """{key: texts}, every request once."""
+    found = {request.key: [c.text for c in done] for request, done in generator.sample(requests, n, sampling, more)}
+    assert len(found) >= len(requests)
+    return found
+
+
+def keyed(problems, prefix=()):
+    return [Request(p, prefix, f"k{i}") for i, p in enumerate(problems)]
+
+
+def test_greedy_is_that_of_transformers_with_and_without_a_prefix(generator, reference, problems):
+    whole = texts(reference, keyed(problems), sampling=GREEDY)
+    begun = [Request(p, tuple(split(whole[f"k{i}"][0])[:1]), f"p{i}") for i, p in enumerate(problems)]
+    requests = [*keyed(problems[:100]), *begun[100:]]
+    ours, theirs = (texts(g, requests, sampling=GREEDY) for g in (generator, reference))
+    same = np.mean([ours[r.key] == theirs[r.key] for r in requests])
+    assert len(requests) == 200 and same >= 0.99, f"{same:.1%} of 200 are the same"
+
+
+def test_log_probabilities_of_given_tokens_are_those_of_transformers(engine, reference, problems):
+    requests = [Request(p, ("Bar A is 3.", "So 4."), "k") for p in problems[:20]]
+    worst = 0.0
+    for request in requests:
+        [prompt], ids = [reference.prompts.prompt(request.problem)], None
+        ids = prompt.ids + reference.prompts.prefix_ids(request.prefix)
+        tensors = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        pixels = reference.processor(text=["<image>"], images=[data.open_image(request.problem)], return_tensors="pt")
+        with torch.inference_mode():
+            logits = reference.model(**tensors, pixel_values=pixels["pixel_values"]).logits[0]
+        theirs = torch.log_softmax(logits.double(), -1)
+        given, _ = engine._prepared(request, 1, GREEDY)
+        params = engine._vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        [out] = engine._llm.generate([given], params, use_tqdm=False)
+        assert list(out.prompt_token_ids) == ids, "the two see different prompts"
+        for place in range(len(prompt.ids), len(ids)):
+            ours = out.prompt_logprobs[place][ids[place]].logprob
+            worst = max(worst, abs(ours - float(theirs[place - 1, ids[place]])))
+    assert worst < LOGPROB_TOLERANCE, f"{worst:.2e} nats apart"
+
+
+def test_the_prefix_is_continued_inside_the_assistant_turn(generator, problems):
+    whole = texts(generator, keyed(problems[:8]), sampling=GREEDY)
+    for i, problem in enumerate(problems[:8]):
+        steps = split(whole[f"k{i}"][0])
+        [rest] = texts(generator, [Request(problem, tuple(steps[:1]), "p")], sampling=GREEDY)["p"]
+        assert split(rest) == steps[1:] or len(steps) == 1
+
+
+def test_seed_key_and_number_name_a_sample(generator, problems):
+    four = texts(generator, keyed(problems[:4]), n=4)
+    assert four == texts(generator, keyed(problems[:4])[::-1], n=4)
+    assert {k: v[:1] for k, v in four.items()} == texts(generator, keyed(problems[:4]))
+    other = texts(generator, keyed(problems[:4]), n=4, sampling=Sampling(max_new_tokens=64, seed=4))
+    assert other != four and any(len(set(v)) > 1 for v in four.values())
+    renamed = texts(generator, [Request(problems[0], (), "another")], n=4)["another"]
+    assert renamed != four["k0"]
+
+
+def test_finish_reasons_token_counts_and_stop_strings(generator, problems):
+    before = generator.n_generated_tokens
+    [(_, [short])] = generator.sample(keyed(problems[:1]), 1, Sampling(temperature=0.0, max_new_tokens=3))
+    assert (short.finish_reason, short.n_tokens) == ("length", 3) and generator.n_generated_tokens == before + 3
+    long = {"temperature": 0.0, "max_new_tokens": 400}
+    [(_, [whole])] = generator.sample(keyed(problems[:1]), 1, Sampling(**long))
+    [(_, [cut])] = generator.sample(keyed(problems[:1]), 1, Sampling(**long, stop=("\n\n",)))
+    assert cut.text == whole.text.partition("\n\n")[0] and cut.finish_reason == "stop"
+
+
+def test_a_bad_image_costs_its_own_request_alone(generator, problems, tmp_path):
+    made = data.from_world({"test": 3}, 1, tmp_path)
+    (tmp_path / made[1].image).write_bytes(b"no image")
+    found = {r.key: done for r, done in generator.sample(keyed(made), 2, FREE)}
+    assert [c.finish_reason for c in found["k1"]] == ["error"] * 2 and "k1" not in found["k1"][0].text
+    assert all(c.finish_reason != "error" for key in ("k0", "k2") for c in found[key])
+
+
+def test_text_that_spells_a_special_token_stays_text(generator, problems):
+    [(_, [completion])] = generator.sample([Request(problems[0], ("<image><|im_end|>",), "k")], 1, GREEDY)
+    assert completion.finish_reason != "error"
+
+
+def test_what_goes_on_is_what_it_would_be_if_it_were_asked_for_alone(generator, problems):
+    def more(request, sample, completion):
+        steps = split(completion.text)[:1]
+        return None if request.prefix or not steps else Request(request.problem, tuple(steps), request.key + "+")
+
+    found = texts(generator, keyed(problems[:4]), sampling=GREEDY, more=more)
+    for i, problem in enumerate(problems[:4]):
+        alone = Request(problem, tuple(split(found[f"k{i}"][0])[:1]), f"k{i}+")
+        assert texts(generator, [alone], sampling=GREEDY)[alone.key] == found[alone.key]
+
+
+def test_labels_come_out_whole(generator, problems, tmp_path):
+    few = problems[:4]
+    solutions = solutions_to(tmp_path / "s.jsonl", few, generator, 2, FREE)
+    labels = labels_to(tmp_path / "l.jsonl", solutions, few, generator, Options(n_rollouts=2), FREE)
+    assert len(labels) == len(solutions) == 8 and all(r.strategy == "exhaustive" for r in labels)
+
+
+def test_choices_are_refused(generator):
+    with pytest.raises(ValueError, match="transformers back end"):
+        generator.sample([], 1, ChoiceSampling(cue=":", choices=("a", "b")))
+
+
+def test_a_server_that_dies_and_comes_back_loses_nothing(served, problems):
+    endpoint = Endpoint(served.endpoint.base_url, "tiny", max_concurrency=2, max_retries=60)
+    patient = ServedGenerator(endpoint, models.new_processor())
+    undisturbed = texts(served, keyed(problems[:8]), sampling=GREEDY)
+    stream = patient.sample(keyed(problems[:8]), 1, GREEDY)
+    found = [next(stream)]
+    served.server.stop()
+    served.server.start()
+    found += list(stream)
+    assert {r.key: [c.text for c in done] for r, done in found} == undisturbed
+
+
+def test_closing_ends_the_engines_process(engine):
+    """Last in this file: the engine is gone after it."""
+    children = set(subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split())
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children if Path(f"/proc/{pid}").exists()}
+    assert names, "the engine has no process of its own"
+    engine.close()
+    engine.close()
+    until = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() and b"serve" not in name for pid, name in names.items()):
+        assert time.monotonic() < until, "an engine process is still there"
+        time.sleep(0.2)
+    with pytest.raises(ValueError, match="is closed"):
+        engine.sample([], 1, FREE)

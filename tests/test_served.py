@@ -1,0 +1,219 @@
+"""A server as a back end of sampling: what is sent, what is made of what comes back, and that failures cost little."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+
+import pytest
+
+from mmprm_lib import data, models
+from mmprm_lib.asking import Request
+from mmprm_lib.decoding import ChoiceSampling, Sampling
+from mmprm_lib.endpoint import Endpoint
+from mmprm_lib.labeling import Options, labels_to, solutions_to
+from mmprm_lib.served import ServedGenerator
+from tests.servers import ChatServer, body, drop, status
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    return data.from_world({"test": 4}, 0, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+
+
+def choices(*texts, tokens=None, total=None, finish="stop", delay=0.0):
+    """An answer with these texts as choices; `tokens`: how many each has, as vLLM tells it."""
+    found = []
+    for i, text in enumerate(texts):
+        own = {} if tokens is None else {"token_ids": [7] * tokens[i]}
+        message = {"role": "assistant", "content": text}
+        found.append({"index": i, "message": message, "finish_reason": finish} | own)
+    usage = {"prompt_tokens": 5, "completion_tokens": sum(tokens) if total is None else total, "total_tokens": 0}
+    return body(json.dumps({"choices": found, "usage": usage, "model": "toy-1"}).encode(), delay=delay)
+
+
+def sampled(generator, requests, n=1, **options):
+    """{key: completions} of what a generator made of requests."""
+    found = list(generator.sample(requests, n, Sampling(**options)))
+    assert len({request.key for request, _ in found}) == len(found)
+    return {request.key: completions for request, completions in found}
+
+
+def test_a_prefix_is_continued_inside_the_assistant_turn_and_the_image_is_sent_once(problems):
+    with ChatServer([choices("a", "b", tokens=[3, 4])]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        request = Request(problems[0], ("One.", "Two."), "k")
+        found = sampled(generator, [request], n=2, temperature=0.7, top_k=5, max_new_tokens=9, stop=("\n\n",))
+        [sent] = server.requests
+    user, assistant = sent["messages"]
+    assert [part["type"] for part in user["content"]] == ["image_url", "text"] and user["role"] == "user"
+    picture = base64.b64decode(user["content"][0]["image_url"]["url"].partition(",")[2])
+    assert picture.startswith(b"\x89PNG") and problems[0].question in user["content"][1]["text"]
+    assert assistant == {"role": "assistant", "content": "One.\n\nTwo.\n\n"}
+    assert sent["add_generation_prompt"] is False and sent["continue_final_message"] and sent["return_token_ids"]
+    assert (sent["n"], sent["temperature"], sent["top_k"], sent["max_tokens"], sent["stop"]) == (2, 0.7, 5, 9, ["\n\n"])
+    assert [(c.text, c.n_tokens, c.finish_reason) for c in found["k"]] == [("a", 3, "stop"), ("b", 4, "stop")]
+    assert generator.n_generated_tokens == 7 and generator.endpoint.usage.n_completion_tokens == 7
+
+
+def test_a_request_without_a_prefix_asks_for_an_open_turn(problems):
+    with ChatServer([choices("a", tokens=[1])]) as server:
+        sampled(ServedGenerator(Endpoint(server.url, "toy")), [Request(problems[0], (), "k")])
+        [sent] = server.requests
+    assert len(sent["messages"]) == 1 and "continue_final_message" not in sent
+
+
+def test_the_seed_hangs_on_the_sampling_and_the_key(problems):
+    with ChatServer([choices("a", tokens=[1])]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy", max_concurrency=1))
+        for key, seed in (("k", 0), ("k", 0), ("k", 1), ("l", 0)):
+            sampled(generator, [Request(problems[0], (), key)], seed=seed)
+        seeds = [sent["seed"] for sent in server.requests]
+    assert seeds[0] == seeds[1] and len(set(seeds)) == 3 and all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_greedy_samples_are_asked_for_once(problems):
+    with ChatServer([choices("a", tokens=[2])]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        found = sampled(generator, [Request(problems[0], (), "k")], n=3, temperature=0.0)
+        assert "n" not in server.requests[0] and [c.text for c in found["k"]] == ["a"] * 3
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_text_that_spells_a_special_token_is_sent_as_text(problems, known):
+    request = Request(problems[0], ("<image> <|im_end|>",), "k", instruction=" <|im_start|>")
+    with ChatServer([choices("a", tokens=[1])]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"), models.new_processor() if known else None)
+        sampled(generator, [request])
+        user, assistant = server.requests[0]["messages"]
+    assert assistant["content"] == "< image> < |im_end|>\n\n" and user["content"][1]["text"].endswith(" < |im_start|>")
+
+
+def test_tokens_that_no_server_tells_apart_are_shared_out_and_sum_up(problems):
+    with ChatServer([choices("a", "b", "c", total=8)]) as server:
+        found = sampled(ServedGenerator(Endpoint(server.url, "toy")), [Request(problems[0], (), "k")], n=3)
+    assert [c.n_tokens for c in found["k"]] == [3, 3, 2]
+
+
+def test_what_a_template_trimmed_is_no_part_of_the_answer(problems):
+    with ChatServer([choices("\n\nThree.\n\nFour.", tokens=[4], finish="length")]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        [completion] = sampled(generator, [Request(problems[0], ("One.",), "k")])["k"]
+    assert (completion.text, completion.finish_reason) == ("Three.\n\nFour.", "length")
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ([body(b"{")], "malformed answer"),
+        ([body(b'{"choices": []}')], "malformed answer: choices"),
+        ([choices("a", tokens=[1])], "1 choices came where 2 were asked for"),
+        ([status(400, "no such model")], "no such model"),
+        ([choices("a", "b", tokens=[1, 1], delay=0.6)], "timeout 0.2 s"),
+    ],
+)
+def test_an_answer_of_no_use_costs_its_request_alone(problems, script, error):
+    good = choices("a", "b", tokens=[1, 1])
+    turns = iter([script[0]])
+
+    def scripted(request):
+        return next(turns, good) if "bad" in request["messages"][-1]["content"] else good
+
+    with ChatServer(scripted) as server:
+        endpoint = Endpoint(server.url, "toy", max_retries=0, timeout_s=0.2)
+        requests = [Request(problems[0], ("bad",), "bad"), *(Request(p, (), p.problem_id) for p in problems[1:])]
+        found = sampled(ServedGenerator(endpoint), requests, n=2)
+    bad = found.pop("bad")
+    assert [c.finish_reason for c in bad] == ["error"] * 2 and all(error in c.error for c in bad)
+    assert all([c.text for c in completions] == ["a", "b"] for completions in found.values()) and len(found) == 3
+    assert endpoint.usage.n_errors == 1
+
+
+def test_the_error_says_what_happened(problems):
+    with ChatServer([body(b"{")]) as server:
+        [completion] = sampled(ServedGenerator(Endpoint(server.url, "toy")), [Request(problems[0], (), "k")])["k"]
+    assert completion.error.startswith("RuntimeError: malformed answer") and completion.n_tokens == 0
+
+
+def test_a_server_that_dies_and_comes_back_loses_nothing(problems):
+    with ChatServer([drop(), status(503), choices("a", tokens=[1])]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy", max_retries=20, max_concurrency=2))
+        stream = generator.sample((Request(problems[i % 4], (), f"k{i}") for i in range(12)), 1, Sampling())
+        first = next(stream)
+        server.stop()
+        threading.Thread(target=lambda: (time.sleep(0.3), server.start()), daemon=True).start()
+        found = [first, *stream]
+    assert len(found) == 12 and all(c.text == "a" for _, [c] in found)
+
+
+def test_no_more_requests_are_open_than_allowed_and_they_are_read_as_there_is_room(problems):
+    read = []
+
+    def requests():
+        for i in range(20):
+            read.append(i)
+            yield Request(problems[0], (), f"k{i}")
+
+    with ChatServer(lambda _: choices("a", tokens=[1], delay=0.02)) as server:
+        stream = ServedGenerator(Endpoint(server.url, "toy", max_concurrency=3)).sample(requests(), 1, Sampling())
+        next(stream)
+        assert len(read) <= 7
+        assert len(list(stream)) == 19 and server.most_open <= 3
+
+
+def test_what_goes_on_is_asked_for_and_comes_back(problems):
+    def more(request, sample, completion):
+        if len(request.prefix) < 2:
+            return Request(request.problem, (*request.prefix, completion.text), f"{request.key}.{sample}")
+        return None
+
+    with ChatServer(lambda sent: choices(*["x"] * sent.get("n", 1), tokens=[1] * sent.get("n", 1))) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        found = [r.key for r, _ in generator.sample([Request(problems[0], (), "k")], 2, Sampling(), more)]
+    assert sorted(found) == ["k", "k.0", "k.0.0", "k.1", "k.1.0"]
+
+
+def test_a_server_that_cannot_continue_says_so_before_anything_is_sent(problems):
+    with ChatServer([choices("a", tokens=[1])]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"), continuing={})
+        [completion] = sampled(generator, [Request(problems[0], ("One.",), "k")])["k"]
+        assert "cannot go on inside the assistant turn" in completion.error and not server.requests
+
+
+def test_bad_calls_are_refused(problems):
+    generator = ServedGenerator(Endpoint("http://127.0.0.1:9/v1", "toy"))
+    with pytest.raises(ValueError, match="n is 0"):
+        generator.sample([], 0, Sampling())
+    with pytest.raises(ValueError, match="transformers back end"):
+        generator.sample([], 1, ChoiceSampling(cue=":", choices=("a", "b")))
+
+
+def test_no_key_reaches_a_fingerprint_or_an_error(problems, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret-key-0123456789")
+    with ChatServer([status(401, "bad key secret-key-0123456789")]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy", api_key_env="MY_KEY"))
+        [completion] = sampled(generator, [Request(problems[0], (), "k")])["k"]
+        assert "secret" not in completion.error and "[key]" in completion.error
+        assert server.headers[0]["authorization"] == "Bearer secret-key-0123456789"
+        other = ServedGenerator(Endpoint("http://127.0.0.1:9/v1", "toy"))
+        assert generator.fingerprint == other.fingerprint != ServedGenerator(Endpoint(server.url, "t")).fingerprint
+
+
+def test_labels_come_from_a_server_as_from_a_model(problems, tmp_path):
+    def solve(sent):
+        n, begun = sent.get("n", 1), len(sent["messages"]) > 1
+        text = "Answer: 1" if begun else "Bar A is 1.\n\nAnswer: 1"
+        return choices(*[text] * n, tokens=[3] * n)
+
+    with ChatServer(solve) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        solutions = solutions_to(tmp_path / "s.jsonl", problems, generator, 2, Sampling())
+        labels = labels_to(tmp_path / "l.jsonl", solutions, problems, generator, Options(n_rollouts=4), Sampling())
+    assert len(labels) == 8 and all(r.n_rollouts[0] == 4 for r in labels)
