@@ -42,7 +42,7 @@ $(STAMP):
 	@rm -f $(VENV)/.ready-* && touch $@
 
 run: $(STAMP)
-	@echo "make run: profile tiny takes 26 minutes on 2 cores without bf16, set-up included (3 GB); a second call takes seconds"
+	@echo "make run: profile tiny takes 25 to 40 minutes on 2 cores, by their speed, set-up included (5 GB); a second call takes seconds"
 	@$(PY) -m mmprm_lib.runner --profile "$(PROFILE)" $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)") $(if $(FORCE),--force)
 
@@ -59,7 +59,7 @@ lab: $(STAMP)
 	@$(VENV)/bin/jupyter lab notebooks
 
 bench: $(STAMP)
-	@echo "make bench: over 10 minutes on 2 cores, its 100,000 simulated solutions not timed yet; leave the machine alone"
+	@echo "make bench: about 25 minutes on 2 cores, 8 of them for 100,000 simulated solutions; leave the machine alone"
 	@$(PY) benchmarks/bench_generation.py --model $(POLICY) --out results/bench/bench.json
 	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out results/bench/bench.json
 	@$(PY) benchmarks/bench_scoring.py --out results/bench/bench.json

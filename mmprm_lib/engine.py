@@ -6,12 +6,17 @@ again when the generator is closed, because it is another process that ends.
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from . import models
@@ -22,8 +27,10 @@ from .fingerprints import fingerprint, sha256_of
 from .generation import PREPARING
 from .prompts import cut_at
 from .protocol import seed_of
+from .run import write_json
 from .steps import neutralise, policy_prompt, prefix_text
 
+TOWER = "vision_tower."
 IN_FLIGHT = 512  # sequences that the engine is given at once; it batches them itself
 
 
@@ -35,15 +42,39 @@ class _Flight:
     n: int
 
 
+def readable(source: str, folder: Path) -> str:
+    """The checkpoint itself, or a copy in `folder` whose weights have names that vLLM reads.
+
+    transformers 5 leaves `vision_model.` out of the names of LLaVA's vision tower, and vLLM 0.32 looks for it.
+    """
+    files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    names = set().union(*(safe_open(file, "pt").keys() for file in files))
+    if not any(name.startswith(f"{TOWER}embeddings.") for name in names):
+        return source
+
+    def renamed(name: str) -> str:
+        return name.replace(TOWER, f"{TOWER}vision_model.", 1) if name.startswith(TOWER) else name
+
+    for path in (p for p in Path(source).iterdir() if p.is_file()):
+        if path in files:
+            save_file({renamed(k): v for k, v in load_file(path).items()}, folder / path.name, {"format": "pt"})
+        elif path.name == "model.safetensors.index.json":
+            index = json.loads(path.read_text(encoding="utf-8"))
+            index["weight_map"] = {renamed(k): v for k, v in index["weight_map"].items()}
+            write_json(folder / path.name, index)
+        else:
+            shutil.copyfile(path, folder / path.name)
+    return str(folder)
+
+
 class VllmGenerator:
     """Samples with vLLM, `vllm.LLM` in a process of its own; use it as a context manager, or call `close`.
 
     `model`: a checkpoint folder, a hub id, or "embedded". A request passes its image once, however many samples are
     drawn, and prompts that begin alike share their cache (prefix caching). A sample depends on the seed, the request's
     key and its own number; other requests in the batch may change a logit in its last digits. `options` go to
-    `vllm.LLM` (dtype, tensor_parallel_size, max_model_len, gpu_memory_utilization, ...). The model's code is that of
-    transformers, so that texts and scores are those of one model (`model_impl="vllm"` takes vLLM's own, which cannot
-    read the names of weights that transformers 5 writes for LLaVA). ChoiceSampling, which critics need, is refused.
+    `vllm.LLM` (dtype, tensor_parallel_size, max_model_len, gpu_memory_utilization, ...). ChoiceSampling,
+    which critics need, is refused.
     """
 
     def __init__(
@@ -62,9 +93,10 @@ class VllmGenerator:
         self.tokenizer, self.in_flight, self.name = self.processor.tokenizer, in_flight, name or Path(source).name
         self.n_generated_tokens, self._n_asked, self._vllm, self._source = 0, 0, vllm, source
         settings = {"dtype": "auto", "enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 1}}
-        settings |= {"model_impl": "transformers", "disable_log_stats": True, "seed": 0, **options}
+        settings |= {"disable_log_stats": True, "seed": 0, **options}
         self._shaping = {"vllm": vllm.__version__, "revision": revision} | {k: str(v) for k, v in settings.items()}
-        self._llm = vllm.LLM(model=source, **code, **settings)
+        self._folder = tempfile.TemporaryDirectory(prefix="mmprm_vllm_")
+        self._llm = vllm.LLM(model=readable(source, Path(self._folder.name)), **code, **settings)
         self.context = int(self._llm.llm_engine.model_config.max_model_len)
 
     def __enter__(self) -> VllmGenerator:
@@ -78,6 +110,7 @@ class VllmGenerator:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+            self._folder.cleanup()
 
     @cached_property
     def fingerprint(self) -> str:

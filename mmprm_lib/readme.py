@@ -165,10 +165,10 @@ def bench(path: Path) -> str:
     """A table of throughput ratios from bench.json, with their range over the rounds."""
     if not path.is_file():
         return "`make bench` has no committed result yet."
-    rows = [
-        (f"`{key}`", f"{found['value']:.2f}", f"{found['low']:.2f} to {found['high']:.2f}", found["baseline"])
-        for key, found in sorted(read_json(path).items())
-    ]
+    rows = []
+    for key, found in sorted(read_json(path).items()):
+        value, low, high = (f"{found[name]:.{2 if found['value'] >= 0.1 else 4}f}" for name in ("value", "low", "high"))
+        rows.append((f"`{key}`", value, f"{low} to {high}", found["baseline"]))
     return markdown(("ratio", "value", "range over the rounds", "against"), rows)
 
 

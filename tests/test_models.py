@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from mmprm_lib import models, world
+from mmprm_lib.engine import VllmGenerator, readable
 
 PROCESSOR = models.new_processor()
 TOKENIZER = PROCESSOR.tokenizer
@@ -254,3 +256,22 @@ def test_the_card_states_the_skills_that_a_base_must_have():
     assert skills["reading"] >= 0.97 and skills["arithmetic"] >= 0.97 and skills["judging_auroc"] >= 0.93
     assert all(f"| {name} | {value:.4f} |" in card for name, value in skills.items())
     assert f"seed {facts['seed']}" in card and f"{facts['parameters']:,} parameters" in card
+
+
+def test_a_checkpoint_that_transformers_5_saved_gets_the_names_of_weights_that_vllm_reads(tmp_path):
+    (tmp_path / "copy").mkdir()
+    copy = readable(str(models.EMBEDDED), tmp_path / "copy")
+    with safe_open(tmp_path / "copy" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert "vision_tower.vision_model.embeddings.patch_embedding.weight" in names
+    assert not any(name.startswith(("vision_tower.embeddings", "vision_tower.encoder")) for name in names)
+    (ours, _), (theirs, _) = models.load(copy), models.load("embedded")
+    states = [{k: v for k, v in m.state_dict().items()} for m in (ours, theirs)]
+    assert states[0].keys() == states[1].keys() and all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+    assert readable(copy, tmp_path / "again") == copy and readable("owner/name", tmp_path) == "owner/name"
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is here")
+def test_without_vllm_the_engine_says_how_to_get_it():
+    with pytest.raises(ImportError, match="make vllm-env"):
+        VllmGenerator("embedded")
