@@ -84,7 +84,7 @@ vllm-env: $(VLLM_STAMP)
 
 # on a CPU everything from a lock of its own; on CUDA vLLM's own build beside the project's lock
 $(VLLM_STAMP):
-	@echo "setting up $(VLLM) with vLLM: 3 to 6 minutes, 4 GB (more with CUDA), once"
+	@echo "setting up $(VLLM) with vLLM: some minutes, 4 GB (more with CUDA), once"
 	@"$(PYTHON)" -m venv $(VLLM)
 	@if [ -e /proc/driver/nvidia/version ]; then \
 	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -r requirements.lock && \
@@ -99,7 +99,7 @@ $(VLLM_STAMP):
 	@rm -f $(VLLM)/.ready-* && touch $@
 
 test-vllm: $(VLLM_STAMP)
-	@echo "make test-vllm: vLLM is really started, in process and as a server"
+	@echo "make test-vllm: vLLM is really started, in process and as a server; about 9 minutes on 2 cores"
 	@$(VLLM)/bin/python -m pytest tests/test_engine.py
 
 base: $(STAMP)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from .choices import Probs
-from .decoding import Sampling
+from .decoding import ChoiceSampling, Sampling
 from .schema import Problem, fingerprint
 
 
@@ -64,6 +64,14 @@ class Generator(Protocol):
         A request that fails comes back with n errors and costs itself alone.
         """
         ...
+
+
+def check_plain(n: int, sampling: Sampling) -> None:
+    """Nothing; ValueError for no samples, and for choices at a cue, which only the transformers back end draws."""
+    if n < 1:
+        raise ValueError(f"n is {n}: draw at least 1 sample per request")
+    if isinstance(sampling, ChoiceSampling):
+        raise ValueError("choices at a cue are drawn by the transformers back end alone: use it for critics")
 
 
 Finished = tuple[Request, list[Completion]]

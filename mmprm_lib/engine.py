@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from . import models
-from .asking import Completion, Finished, More, Request, failed
+from .asking import Completion, Finished, More, Request, check_plain, failed
 from .data import open_image
-from .decoding import ChoiceSampling, Sampling
+from .decoding import Sampling
 from .fingerprints import fingerprint, sha256_of
 from .generation import PREPARING
 from .prompts import cut_at
@@ -36,7 +36,7 @@ IN_FLIGHT = 512  # sequences that the engine is given at once; it batches them i
 
 @dataclass
 class _Flight:
-    """A request in the engine: how many samples are wanted, and what was asked."""
+    """A request in the engine, and how many samples are wanted."""
 
     request: Request
     n: int
@@ -73,8 +73,8 @@ class VllmGenerator:
     `model`: a checkpoint folder, a hub id, or "embedded". A request passes its image once, however many samples are
     drawn, and prompts that begin alike share their cache (prefix caching). A sample depends on the seed, the request's
     key and its own number; other requests in the batch may change a logit in its last digits. `options` go to
-    `vllm.LLM` (dtype, tensor_parallel_size, max_model_len, gpu_memory_utilization, ...). ChoiceSampling,
-    which critics need, is refused.
+    `vllm.LLM` (dtype, tensor_parallel_size, max_model_len, gpu_memory_utilization, ...). ChoiceSampling, which critics
+    need, is refused.
     """
 
     def __init__(
@@ -125,10 +125,7 @@ class VllmGenerator:
         self, requests: Iterable[Request], n: int, sampling: Sampling, more: More | None = None
     ) -> Iterator[Finished]:
         """Each request with its n completions, as they finish; `more` as of TransformersGenerator."""
-        if n < 1:
-            raise ValueError(f"n is {n}: draw at least 1 sample per request")
-        if isinstance(sampling, ChoiceSampling):
-            raise ValueError("vLLM draws no choices at a cue: use the transformers back end for critics")
+        check_plain(n, sampling)
         if self._llm is None:
             raise ValueError(f"generator {self.name!r} is closed: make a new one")
         return self._stream(iter(requests), n, sampling, more or (lambda *_: None))

@@ -95,7 +95,7 @@ def load_prm(path: str | Path, **options) -> TrainedPRM:
 
 
 class StepTrainer(UpdateTrainer):
-    """Trainer with the step loss; everything else is as it was."""
+    """UpdateTrainer with the step loss; everything else is transformers'."""
 
     loss_is_scaled_for_ga = True
     weights: torch.Tensor | None = None

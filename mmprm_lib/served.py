@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import protocol
-from .asking import Completion, Finished, More, Request, failed
-from .decoding import ChoiceSampling, Sampling
+from .asking import Completion, Finished, More, Request, check_plain, failed
+from .decoding import Sampling
 from .endpoint import Endpoint, Reply, at_once, image_url
 from .fingerprints import fingerprint
 from .prompts import cut_at
@@ -64,10 +64,7 @@ class ServedGenerator:
         self, requests: Iterable[Request], n: int, sampling: Sampling, more: More | None = None
     ) -> Iterator[Finished]:
         """Each request with its n completions, as they finish; `more` as of TransformersGenerator."""
-        if n < 1:
-            raise ValueError(f"n is {n}: draw at least 1 sample per request")
-        if isinstance(sampling, ChoiceSampling):
-            raise ValueError("a server draws no choices at a cue: use the transformers back end for critics")
+        check_plain(n, sampling)
         return self._stream(requests, n, sampling, more or (lambda *_: None))
 
     def _stream(self, requests: Iterable[Request], n: int, sampling: Sampling, more: More) -> Iterator[Finished]:

@@ -125,7 +125,7 @@ def test_log_probabilities_of_given_tokens_are_those_of_transformers(engine, ref
     requests = [Request(p, ("Bar A is 3.", "So 4."), "k") for p in problems[:20]]
     worst = 0.0
     for request in requests:
-        [prompt], ids = [reference.prompts.prompt(request.problem)], None
+        prompt = reference.prompts.prompt(request.problem)
         ids = prompt.ids + reference.prompts.prefix_ids(request.prefix)
         tensors = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
         pixels = reference.processor(text=["<image>"], images=[data.open_image(request.problem)], return_tensors="pt")
@@ -174,7 +174,7 @@ def test_a_bad_image_costs_its_own_request_alone(generator, problems, tmp_path):
     made = data.from_world({"test": 3}, 1, tmp_path)
     (tmp_path / made[1].image).write_bytes(b"no image")
     found = {r.key: done for r, done in generator.sample(keyed(made), 2, FREE)}
-    assert [c.finish_reason for c in found["k1"]] == ["error"] * 2 and "k1" not in found["k1"][0].text
+    assert [c.finish_reason for c in found["k1"]] == ["error"] * 2
     assert all(c.finish_reason != "error" for key in ("k0", "k2") for c in found[key])
 
 
