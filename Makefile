@@ -25,7 +25,7 @@ help:
 	@echo "make ablations  the studies at full size, into results/ablations; reads what make run made"
 	@echo "make sweep SWEEP=refined_temperature [JOBS=2]  a notebook at every point of params/sweeps/"
 	@echo "make verify ONLY=05  runs notebooks again and compares all numbers with the results that are there"
-	@echo "make vllm-env  an environment with vLLM, in $(VLLM); make test-vllm runs its tests there"
+	@echo "make vllm-env  an environment with vLLM and Ray, in $(VLLM); make test-vllm runs their tests there"
 	@echo "make base   trains the embedded base model again from scratch"
 	@echo "make clean  removes caches and build folders; results and .venv stay"
 
@@ -48,7 +48,7 @@ run: $(STAMP)
 
 test: $(STAMP)
 	@echo "make test: 8 to 12 minutes on 2 cores, and 2 for the set-up"
-	@$(PY) -m pytest -m "not slow"
+	@$(PY) -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 slow: $(STAMP)
 	@echo "make slow: about 30 minutes on 2 cores"
@@ -82,13 +82,13 @@ ablations: $(STAMP)
 
 vllm-env: $(VLLM_STAMP)
 
-# on a CPU everything from a lock of its own; on CUDA vLLM's own build beside the project's lock
+# on a CPU everything from a lock of its own; on CUDA vLLM's own build and Ray beside the project's lock
 $(VLLM_STAMP):
-	@echo "setting up $(VLLM) with vLLM: some minutes, 4 GB (more with CUDA), once"
+	@echo "setting up $(VLLM) with vLLM and Ray: some minutes, 4 GB (more with CUDA), once"
 	@"$(PYTHON)" -m venv $(VLLM)
 	@if [ -e /proc/driver/nvidia/version ]; then \
 	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -r requirements.lock && \
-	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet vllm==0.32.0; \
+	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet vllm==0.32.0 ray==2.60.0; \
 	else \
 	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps -r requirements-vllm.lock && \
 	  cp tests/vllm_env/torchvision_ops.py $$($(VLLM)/bin/python -c "import site; print(site.getsitepackages()[0])") && \
@@ -99,8 +99,8 @@ $(VLLM_STAMP):
 	@rm -f $(VLLM)/.ready-* && touch $@
 
 test-vllm: $(VLLM_STAMP)
-	@echo "make test-vllm: vLLM is really started, in process and as a server; about 9 minutes on 2 cores"
-	@$(VLLM)/bin/python -m pytest tests/test_engine.py
+	@echo "make test-vllm: vLLM, in process and as a server, and Ray are really started; about 10 minutes on 2 cores"
+	@$(VLLM)/bin/python -m pytest tests/test_fleet.py tests/test_engine.py
 
 base: $(STAMP)
 	@echo "make base: about an hour on 2 cores, minutes on a GPU; replaces mmprm_lib/assets/base"

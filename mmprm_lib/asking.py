@@ -65,6 +65,10 @@ class Generator(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Nothing; frees the engine's memory. A generator that is closed draws no more."""
+        ...
+
 
 def check_plain(n: int, sampling: Sampling) -> None:
     """Nothing; ValueError for no samples, and for choices at a cue, which only the transformers back end draws."""

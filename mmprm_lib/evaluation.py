@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 
 from . import benchmark, models, stats, world
 from .answers import verdict
+from .asking import Generator
 from .benchmark import Benchmark
-from .generation import TransformersGenerator
+from .engines import is_server, load_fleet
+from .fleet import FleetScorer
 from .prm import add_marker, load_prm
 from .provenance import project_root
 from .run import Run, progress
@@ -43,29 +46,40 @@ def locate(run: Run, where: str) -> str | Path:
     return where
 
 
-def _load_options(bf16: bool, trust_remote_code: bool) -> dict[str, Any]:
-    return {"dtype": torch.bfloat16 if bf16 else torch.float32, "trust_remote_code": trust_remote_code}
-
-
 def load_policy(
-    run: Run, where: str, *, batch_size: int = 512, bf16: bool = False, trust_remote_code: bool = False
-) -> TransformersGenerator:
-    """A generator of the policy at `where` (see `locate`), on the GPU if there is one; the run records its hash."""
-    model, processor = models.load(locate(run, where), **_load_options(bf16, trust_remote_code))
-    generator = TransformersGenerator(model, processor, batch_size, name=where.rpartition("/")[2])
+    run: Run, where: str, *, engine: str = "transformers", n_workers: int = 0, batch_size: int = 512,
+    bf16: bool = False, trust_remote_code: bool = False,
+) -> Generator:  # fmt: skip
+    """A generator of the policy at `where` (see `locate`), on the GPU if there is one; the run records its hash.
+
+    `engine` as of `engines.load_generator` (at a server, `where` is the model's name there); with `n_workers`, one in
+    each of so many workers of a Ray cluster.
+    """
+    place = where if is_server(engine) else locate(run, where)
+    options = {"batch_size": batch_size, "bf16": bf16, "trust_remote_code": trust_remote_code}
+    generator = load_fleet(n_workers, place, engine, name=where.rpartition("/")[2], **options)
     run.model("policy", generator.fingerprint)
     return generator
 
 
 def load_scorer(
-    run: Run, name: str, where: str, *, bf16: bool = False, trust_remote_code: bool = False, **options: Any
-) -> Scorer:
+    run: Run, name: str, where: str, *, n_workers: int = 0, bf16: bool = False, trust_remote_code: bool = False,
+    **options: Any,
+) -> Scorer | FleetScorer:  # fmt: skip
     """The PRM at `where` (see `locate`) as a Scorer called `name`, on the GPU if there is one; `options` are Scorer's.
 
     A folder without prm.json holds no PRM but a plain model: it is read in the format that the name says (marker,
-    marker_hard, chat, chat_advantage, orm, judge), untrained. ValueError if the name says none.
+    marker_hard, chat, chat_advantage, orm, judge), untrained. ValueError if the name says none. With `n_workers`, one
+    in each of so many workers of a Ray cluster.
     """
-    place, load_options = locate(run, where), _load_options(bf16, trust_remote_code)
+    load_options = {"dtype": torch.bfloat16 if bf16 else torch.float32, "trust_remote_code": trust_remote_code}
+    make = partial(_scorer, name, where, locate(run, where), load_options, **options)
+    scorer = FleetScorer(make, n_workers) if n_workers else make()
+    run.model(name, scorer.fingerprint)
+    return scorer
+
+
+def _scorer(name: str, where: str, place: str | Path, load_options: Mapping[str, Any], **options: Any) -> Scorer:
     if isinstance(place, Path) and (place / "prm.json").is_file():
         prm = load_prm(place, **load_options)
         form, model, processor = prm.form, prm.model, prm.processor
@@ -77,9 +91,7 @@ def load_scorer(
         model, processor = models.load(place, **load_options)
         if form.marker == MARKER:
             add_marker(model, processor)
-    scorer = Scorer(form, model, processor, name=name, **options)
-    run.model(name, scorer.fingerprint)
-    return scorer
+    return Scorer(form, model, processor, name=name, **options)
 
 
 def scores_to(

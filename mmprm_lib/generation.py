@@ -85,6 +85,10 @@ class TransformersGenerator:
         self.eos = sorted(t for t in eos if t is not None)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
+    def close(self) -> None:
+        """Nothing; forgets the model, so that its memory is free where nobody else holds it."""
+        self.model = self.prompts = None
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the weights, their dtype, the vocabulary, the image processor and the fixed text."""
@@ -109,6 +113,8 @@ class TransformersGenerator:
         """
         if n < 1:
             raise ValueError(f"n is {n}: draw at least 1 sample per request")
+        if self.model is None:
+            raise ValueError(f"generator {self.name!r} is closed: make a new one")
         run = self._by_slots if self._fits_slots() else self._by_generate
         return run(self._windows(requests, n, sampling), n, sampling, more or (lambda *_: None))
 

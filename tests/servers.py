@@ -147,3 +147,10 @@ class ChatServer:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from mmprm_lib.generation import TransformersGenerator
 from mmprm_lib.labeling import Options, labels_to, solutions_to
 from mmprm_lib.served import ServedGenerator
 from mmprm_lib.steps import split
+from tests.servers import free_port
 
 pytest.importorskip("vllm", reason="no vLLM in this environment: make test-vllm runs these tests in one that has it")
 from mmprm_lib.engine import VllmGenerator, readable  # noqa: E402
@@ -48,12 +48,6 @@ def reference():
 def engine():
     with VllmGenerator("embedded", **SETTINGS) as generator:
         yield generator
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 class VllmServe:

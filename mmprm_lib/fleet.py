@@ -1,0 +1,181 @@
+"""A fleet: one engine per worker of a Ray cluster, for sampling and scoring. Ray schedules, restarts and retries.
+
+The cluster is the one that RAY_ADDRESS names or that `ray start` has started on this machine, else a local one that
+ends with this process. Its machines need the project's environment, and see the run's folder under the same path.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import count, islice
+from typing import Any
+
+from .asking import Completion, Finished, More, Request
+from .decoding import Sampling
+from .schema import Problem, Scores
+
+IN_FLIGHT = 2  # tasks of a worker: one that it works on, and the next
+RETRIES = 3  # of a task whose worker died: a request that kills whoever takes it must not do so for ever
+START_S = 1800  # until the first worker must be there: it waits for a free place, then loads its model
+SEQUENCES = 1024  # of a task: two of an engine's batches, so that its end, where the batch runs empty, costs little
+
+
+class _Worker:
+    """What runs in a worker's process: an engine, and what it is asked."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+    @cached_property
+    def engine(self) -> Any:
+        # not in __init__, where Ray would start a worker again for ever whose engine cannot be made
+        return self.make()
+
+    def names(self) -> tuple[str, str]:
+        return self.engine.name, self.engine.fingerprint
+
+    def sample(self, requests: list[Request], n: int, sampling: Sampling) -> tuple[list[Finished], int]:
+        before = self.engine.n_generated_tokens
+        found = [(request, list(completions)) for request, completions in self.engine.sample(requests, n, sampling)]
+        return found, self.engine.n_generated_tokens - before
+
+    def score(self, problems: list[Problem], solutions: list[Any]) -> list[Scores]:
+        return list(self.engine.score_records(problems, solutions))
+
+
+class Fleet:
+    """`n_workers` processes of a Ray cluster that each hold what `make` makes; a context manager, or call `close`.
+
+    `make` takes no arguments and can be sent to another machine (a `functools.partial` of a library function). Every
+    worker has a GPU of its own where the cluster has any, and an even share of a machine's cores. A worker that dies is
+    started again, and what it had been asked is asked again. ValueError if the cluster cannot hold so many;
+    TimeoutError if others hold its places for too long.
+    """
+
+    def __init__(self, make: Callable[[], Any], n_workers: int) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError(f"no Ray in this environment ({error}): make vllm-env makes one") from None
+        self._ray, self.n_workers = ray, n_workers
+        if not ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        n_cores, n_gpus = share_of([n["Resources"] for n in ray.nodes() if n["Alive"]], n_workers)
+        options = {"num_cpus": n_cores, "num_gpus": n_gpus, "max_restarts": -1, "max_task_retries": RETRIES}
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(n_cores)}}
+        worker = ray.remote(**options, runtime_env=environment)(_Worker)
+        self.workers = [worker.remote(make) for _ in range(n_workers)]
+        try:
+            self.name, self.fingerprint = ray.get(self.workers[0].names.remote(), timeout=START_S)
+        except Exception as error:  # whatever it is, no worker is left behind
+            self.close()
+            if isinstance(error, ray.exceptions.GetTimeoutError):
+                raise TimeoutError(f"no worker after {START_S} s: `ray status` shows who holds the places") from None
+            raise
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing; ends the workers, which frees their memory. A second call changes nothing."""
+        for worker in self.workers:
+            self._ray.kill(worker)
+        self.workers = []
+
+    def spread(self, method: str, jobs: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
+        """(number of the job, what the workers' method made of it), as they finish; a job is a tuple of arguments.
+
+        Jobs are read as workers have room for them, so that an endless iterable will do. What a method raises is
+        raised here.
+        """
+        if not self.workers:
+            raise ValueError(f"the fleet of {self.name!r} is closed: make a new one")
+        jobs, flying, load = zip(count(), jobs, strict=False), dict[Any, tuple[int, int]](), [0] * self.n_workers
+        while True:
+            while min(load) < IN_FLIGHT and (job := next(jobs, None)):
+                place = load.index(min(load))
+                flying[getattr(self.workers[place], method).remote(*job[1])] = (job[0], place)
+                load[place] += 1
+            if not flying:
+                return
+            [done], _ = self._ray.wait(list(flying), num_returns=1)
+            number, place = flying.pop(done)
+            load[place] -= 1
+            yield number, self._ray.get(done)
+
+
+def share_of(nodes: Sequence[dict[str, float]], n_workers: int) -> tuple[int, int]:
+    """(cores, GPUs) of each worker, the machines' resources given as Ray names them ("CPU", "GPU").
+
+    Machines without a GPU take no worker where others have one. ValueError naming what is missing.
+    """
+    n_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    n_cores = int(sum(node.get("CPU", 0) for node in nodes))
+    if n_workers < 1 or n_workers > (n_gpus or n_cores):
+        there = f"{n_gpus} GPUs" if n_gpus else f"{n_cores} cores"
+        raise ValueError(f"n_workers is {n_workers}: the Ray cluster has {there}, and a worker takes one")
+    hosts = [node for node in nodes if node.get("GPU" if n_gpus else "CPU", 0)]
+    each = [node.get("CPU", 0) / (node["GPU"] if n_gpus else -(-n_workers // len(hosts))) for node in hosts]
+    return max(1, int(min(each))), int(n_gpus > 0)
+
+
+class FleetGenerator(Fleet):
+    """Samples with the generators of a fleet. What is drawn hangs on seed and key alone, never on the worker: the
+    records are those of one process, and their files go on in either.
+    """
+
+    n_generated_tokens = 0
+
+    def sample(
+        self, requests: Iterable[Request], n: int, sampling: Sampling, more: More | None = None
+    ) -> Iterator[Finished]:
+        """Each request with its n completions, as they finish; `more` as of TransformersGenerator."""
+        follow, waiting = more or (lambda *_: None), deque[Request]()
+        while True:
+            tasks = ((part, n, sampling) for part in self._parts(requests, n))
+            for _, (found, n_tokens) in self.spread("sample", tasks):
+                self.n_generated_tokens += n_tokens
+                for request, completions in found:
+                    yield request, completions
+                    waiting.extend(_follows(request, completions, follow))
+            if not waiting:
+                return
+            requests, n, waiting = list(waiting), 1, deque()
+
+    def _parts(self, requests: Iterable[Request], n: int) -> Iterator[list[Request]]:
+        """The requests in tasks; few requests are dealt out evenly."""
+        requests, most = iter(requests), max(1, SEQUENCES // max(n, 1))
+        while window := list(islice(requests, most * self.n_workers)):
+            size = -(-len(window) // self.n_workers)
+            yield from (window[start : start + size] for start in range(0, len(window), size))
+
+
+def _follows(request: Request, completions: Sequence[Completion], more: More) -> Iterator[Request]:
+    for sample, completion in enumerate(completions):
+        if (follow := more(request, sample, completion)) is not None:
+            yield follow
+
+
+class FleetScorer(Fleet):
+    """Scores with the scorers of a fleet, as `scoring.Scorer` does."""
+
+    def score_records(self, problems: Iterable[Problem], solutions: Sequence, chunk: int = 1024) -> Iterator[Scores]:
+        """`Scores` records in the order of `solutions`; at most `chunk` solutions are a task."""
+        known = {p.problem_id: p for p in problems}
+        size = max(1, min(chunk, -(-len(solutions) // (IN_FLIGHT * self.n_workers))))
+        parts = (solutions[start : start + size] for start in range(0, len(solutions), size))
+        jobs = (([known[name] for name in {s.problem_id: 0 for s in part} if name in known], part) for part in parts)
+        ready, due = dict[int, list[Scores]](), 0
+        for number, records in self.spread("score", jobs):
+            ready[number] = records
+            while due in ready:
+                yield from ready.pop(due)
+                due += 1
