@@ -24,7 +24,7 @@ from .choices import ChoiceRule, Probs
 from .decoding import ChoiceSampling, InverseCdf, Sampling, uniforms
 from .prompts import Prompt, Prompts, cut_at, stop_test, text_of
 from .schema import Problem, fingerprint
-from .slots import Ended, Sequence, Slots
+from .slots import Ended, Sequence, Slots, lanes_for
 from .steps import policy_prompt, prefix_text
 
 __all__ = ["ChoiceSampling", "Completion", "Generator", "Request", "Sampling", "TransformersGenerator"]
@@ -33,6 +33,7 @@ __all__ = ["ChoiceSampling", "Completion", "Generator", "Request", "Sampling", "
 SLOT_MODELS = ("llava", "internvl")
 CUE_TOKENS = 256  # of the text before a completion, at most so many are searched for a cue
 PREPARING = (ValueError, OSError, TypeError, KeyError, IndexError)  # what a request may fail with by itself
+NOTHING_MORE: More = lambda *_: None  # noqa: E731
 PREFILL_TOKENS = 8192  # per forward pass, so that long prompts do not fill the memory
 
 
@@ -116,7 +117,7 @@ class TransformersGenerator:
         if self.model is None:
             raise ValueError(f"generator {self.name!r} is closed: make a new one")
         run = self._by_slots if self._fits_slots() else self._by_generate
-        return run(self._windows(requests, n, sampling), n, sampling, more or (lambda *_: None))
+        return run(self._windows(requests, n, sampling), n, sampling, more or NOTHING_MORE)
 
     def _fits_slots(self) -> bool:
         text = self.model.config.get_text_config()
@@ -188,18 +189,20 @@ class TransformersGenerator:
     def _by_slots(
         self, feed: Iterator[_Entry | Finished], n: int, sampling: Sampling, more: More
     ) -> Iterator[Finished]:
-        ends = stop_test(self.tokenizer, sampling.stop)
-        rule, room = self._rule(sampling), max(self.batch_size, n)
+        ends, rule = stop_test(self.tokenizer, sampling.stop), self._rule(sampling)
+        n_lanes = lanes_for(n, sampling.max_new_tokens) if more is NOTHING_MORE else 1
+        each = -(-n // n_lanes)  # rows of a request
+        room = max(self.batch_size // n_lanes, each)
         slots, drained = None, False
         while slots is None or not drained or slots.n_live:
-            free = room - (slots.n_live if slots else 0)
+            free = len(slots.free_rows) if slots else room
             # to prefill for a few rows costs nearly as much as for many, so an eighth of the batch gathers first
-            if not drained and free >= max(n, room // 8):
-                taken = list(islice(feed, free // n))
-                drained = len(taken) < free // n
+            if not drained and free >= max(each, room // 8):
+                taken = list(islice(feed, free // each))
+                drained = len(taken) < free // each
                 if slots is None:  # no larger cache than a few requests need
-                    rows = n * len(taken) if drained else room
-                    slots = Slots(self.model, rows, sampling, self.eos, ends, rule)
+                    rows = each * len(taken) if drained else room
+                    slots = Slots(self.model, rows, n_lanes, sampling, self.eos, ends, rule)
                 yield from (item for item in taken if not isinstance(item, _Entry))
                 for part in _parts([item for item in taken if isinstance(item, _Entry)]):
                     # at once, for the next part takes the rows that have ended and do not go on
@@ -228,7 +231,7 @@ class TransformersGenerator:
         most = min(len(computed), len(follow.ids) - 1)  # one token at least is fed
         same = next((k for k in range(most) if computed[k] != follow.ids[k]), most)
         sequence = Sequence(follow, 0, follow.budget, self._uniforms(follow, 0, sampling), follow.before)
-        slots.resume(end.row, sequence, len(computed) - same, follow.ids[same:])
+        slots.resume(end.lane, sequence, len(computed) - same, follow.ids[same:])
 
     @torch.inference_mode()  # never around a `yield`: the caller would run in it, too
     def _step(self, slots: Slots, drained: bool) -> list[Ended]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +23,11 @@ from mmprm_lib.decoding import ChoiceSampling, Sampling
 from mmprm_lib.endpoint import Endpoint
 from mmprm_lib.generation import TransformersGenerator
 from mmprm_lib.labeling import Options, labels_to, solutions_to
+from mmprm_lib.run import write_json
+from mmprm_lib.schema import StepLabels, read_records
 from mmprm_lib.served import ServedGenerator
 from mmprm_lib.steps import split
+from tests.conftest import REPOSITORY
 from tests.servers import free_port
 
 pytest.importorskip("vllm", reason="no vLLM in this environment: make test-vllm runs these tests in one that has it")
@@ -210,6 +215,32 @@ def test_a_server_that_dies_and_comes_back_loses_nothing(served, problems):
     served.server.start()
     found += list(stream)
     assert {r.key: [c.text for c in done] for r, done in found} == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("engine", "n_workers"), [("vllm", 0), ("served", 0), ("transformers", 1)], ids=["vllm", "server", "ray"]
+)
+def test_a_notebook_runs_on_each_engine_by_its_parameters_alone(engine, n_workers, request, tmp_path):
+    policy = "embedded"
+    if engine == "served":
+        policy, engine = "tiny", request.getfixturevalue("served").endpoint.base_url
+    root, profile = tmp_path / "project", tmp_path / "project" / "params" / "engines"
+    profile.mkdir(parents=True)
+    (root / "requirements.lock").write_text("")
+    shutil.copytree(REPOSITORY / "notebooks", root / "notebooks")
+    given = {"policy": policy, "engine": engine, "n_workers": n_workers, "n_label_problems": 3, "n_label_dev": 1}
+    given |= {"n_solutions": 2, "n_rollouts": 2, "max_new_tokens": 48, "n_shown": 1, "generation_batch": 16}
+    write_json(profile / "01_data.yaml", {"n_train": 8, "n_dev": 2, "n_test": 2})  # JSON is YAML
+    write_json(profile / "03_mc_labeling.yaml", given)
+    environment = {**os.environ, "MMPRM_ROOT": str(root), "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "mmprm_lib.runner", "--profile", "engines", "--run-name", "engines"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = root / "results" / "engines" / "03_mc_labeling"
+    labels = read_records(folder / "labels.jsonl", StepLabels)
+    assert len(labels) == 8 and sum(len(r.mc_score) for r in labels) > 8
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["params"]["engine"] == engine and manifest["models"]["policy"]
 
 
 def test_closing_ends_the_engines_process(engine):

@@ -13,7 +13,7 @@ from mmprm_lib.decoding import ChoiceSampling, Sampling, draw, uniforms
 from mmprm_lib.generation import Request, TransformersGenerator
 from mmprm_lib.prompts import cut_at, stop_test
 from mmprm_lib.schema import fingerprint
-from mmprm_lib.slots import Slots
+from mmprm_lib.slots import Slots, lanes_for
 from mmprm_lib.steps import policy_prompt, prefix_text
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
@@ -199,6 +199,28 @@ def test_requests_are_read_a_window_at_a_time(base, problems):
 def test_the_caller_does_not_run_in_inference_mode(base, problems):
     for _ in new(base).sample(keyed(problems[:2]), 1, FREE):
         assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    ("n", "most", "lanes"),
+    [
+        (1, 128, 1), (8, 128, 8), (9, 128, 5), (16, 128, 8), (12, 128, 6),  # at most 8, shared out evenly
+        (8, 512, 4), (8, 4096, 1), (3, 1024, 2),  # at most 2,048 columns
+    ],
+)  # fmt: skip
+def test_lanes_of_a_row(n, most, lanes):
+    assert lanes_for(n, most) == lanes
+
+
+@pytest.mark.parametrize("n", [3, 8, 11])
+def test_lanes_see_their_prompt_and_themselves_alone(base, problems, n):
+    """More requests than the rows hold, of samples that end apart; 11 samples leave a lane of every other row empty."""
+    requests = keyed(problems)
+    found = completions(new(base, batch_size=24), requests, n)
+    assert found == completions(new(base, slots=False), requests, n)
+    assert len({c.n_tokens for each in found.values() for c in each}) > 3
+    alone = [list(new(base).sample([r], n, FREE, more=lambda *_: None)) for r in requests[:4]]  # rows of one lane
+    assert [found[r.key] for r in requests[:4]] == [each for [(_, each)] in alone]
 
 
 def test_rows_are_filled_again_and_the_batch_never_overflows(base, problems, monkeypatch):
