@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .asking import Completion, Finished, Generator, More, Request, failed
@@ -24,7 +24,7 @@ from .choices import ChoiceRule, Probs
 from .decoding import ChoiceSampling, InverseCdf, Sampling, uniforms
 from .prompts import Prompt, Prompts, cut_at, stop_test, text_of
 from .schema import Problem, fingerprint
-from .slots import Ended, Sequence, Slots, lanes_for
+from .slots import Ended, Sequence, Slots, StopTest, lanes_for
 from .steps import policy_prompt, prefix_text
 
 __all__ = ["ChoiceSampling", "Completion", "Generator", "Request", "Sampling", "TransformersGenerator"]
@@ -53,6 +53,17 @@ class _Entry:
     def finished(self) -> list[Finished]:
         """The request with its completions, once they are all there; else nothing."""
         return [(self.request, [self.completions[i] for i in range(self.n)])] if len(self.completions) == self.n else []
+
+
+class _Stops(StoppingCriteria):
+    """Ends a row of `generate` by `stop_test`; transformers' own stop strings end some that hold none of them."""
+
+    def __init__(self, ends: StopTest, start: int) -> None:
+        self.ends, self.start = ends, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        rows = input_ids[:, self.start :].cpu().numpy()
+        return torch.tensor([self.ends(row) for row in rows], device=input_ids.device)
 
 
 def _parts(entries: list[_Entry]) -> Iterator[list[_Entry]]:
@@ -289,13 +300,14 @@ class TransformersGenerator:
         uniform = torch.as_tensor(np.stack([self._uniforms(e, i, sampling) for e, i in samples]), device=ids.device)
         config = GenerationConfig(
             do_sample=False, max_new_tokens=max(e.budget for e in entries), eos_token_id=self.eos,
-            pad_token_id=self.prompts.pad_id, stop_strings=list(sampling.stop) or None,
+            pad_token_id=self.prompts.pad_id,
         )  # fmt: skip
+        ends = stop_test(self.tokenizer, sampling.stop)
         images = self.prompts.collate([e.prompt for e in entries], [len(e.ids) for e in entries])
         drawing = InverseCdf(uniform, ids.shape[1], sampling, self._rule(sampling), [e.before for e in entries])
         out = self.model.generate(
-            input_ids=ids, attention_mask=mask, **images, generation_config=config, tokenizer=self.tokenizer,
-            logits_processor=[drawing],
+            input_ids=ids, attention_mask=mask, **images, generation_config=config, logits_processor=[drawing],
+            stopping_criteria=[_Stops(ends, ids.shape[1])] if ends else None,
         )  # fmt: skip
         rows = out[:, ids.shape[1] :].tolist()
         return [self._ended(*each, sampling) for each in zip(entries, rows, drawing.choice_probs, strict=True)]

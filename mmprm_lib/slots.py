@@ -22,7 +22,7 @@ from .choices import ChoiceRule, Probs
 from .decoding import Sampling, draw
 
 StopTest = Callable[[np.ndarray], bool]
-MOST_LANES = 8  # more would read little less and multiply more
+MOST_LANES = 4  # more would read little less and multiply more
 LANE_COLUMNS = 2048  # what the lanes of a row may write at most: each of them multiplies with all of it
 COLUMN_BLOCK = 64  # the cache grows by so many columns, so that growing is rare and little is wasted
 
