@@ -39,9 +39,8 @@ def alone():
 
 @pytest.fixture(scope="module")
 def workers():
-    ray.init(num_cpus=4, logging_level=logging.ERROR, log_to_driver=False)  # two more than these take
-    with load_fleet(2, "embedded") as generator:
-        yield generator
+    ray.init(num_cpus=2, logging_level=logging.ERROR, log_to_driver=False)
+    yield load_fleet(2, "embedded")
     ray.shutdown()
 
 
@@ -141,10 +140,15 @@ def _pids(workers):
 def test_where_no_place_is_free_the_wait_has_an_end(workers, monkeypatch):
     monkeypatch.setattr(fleet, "START_S", 3)
     with pytest.raises(TimeoutError, match="no worker after 3 s"):
-        load_fleet(4, "embedded")  # one core each: two have none
+        load_fleet(1, "embedded")
 
 
-def test_an_engine_that_cannot_be_made_says_why_and_does_not_hang(workers):
+# -- the fleet of the tests above is closed from here on
+
+
+def test_closing_frees_the_places_and_an_engine_that_cannot_be_made_says_why(workers):
+    workers.close()
+    workers.close()
     with pytest.raises(Exception, match="write transformers, vllm, or the http"):
         load_fleet(1, "embedded", "vlm")
 
