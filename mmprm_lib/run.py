@@ -106,7 +106,7 @@ class Run:
         self._metrics: dict[str, Any] = {}
         self._models: dict[str, Any] = {}
         self._data: dict[str, Any] = {}
-        self._generated_tokens = 0
+        self._generated_tokens, self._speeds = 0, {}
 
     def input(self, name: str) -> Path:
         """The path of another notebook's output, `"01_data/problems.jsonl"`; its hash is recorded.
@@ -181,6 +181,10 @@ class Run:
         """Nothing; adds to the number of tokens that models generated in this run."""
         self._generated_tokens += int(generated_tokens)
 
+    def speed(self, key: str, value: float) -> None:
+        """Nothing; records a number that hangs on the machine's speed: in the manifest, for metrics repeat exactly."""
+        self._speeds[key] = _number(round(value, 2))
+
     def model(self, name: str, fingerprint: str, revision: str = "") -> None:
         """Nothing; records a model that shaped the results: the hash of its weights, and its revision on a hub."""
         self._models[name] = {"fingerprint": fingerprint, "revision": revision}
@@ -220,6 +224,7 @@ class Run:
             "machine": provenance.machine(),
             "seconds": round(time.monotonic() - self._started, 2),
             "generated_tokens": self._generated_tokens,
+            "speeds": self._speeds,
         }
 
 

@@ -114,6 +114,11 @@ def test_the_checked_cells_print_what_is_committed(results, tmp_path):
             cells = [cell for path in build.glob("*") for cell in json.loads(path.read_text())["cells"]]
             n_cells = sum(cell["cell_type"] == "code" for cell in cells)
             assert re.search(rf"\b{n_cells} passed", done.stdout), done.stdout
+    for part in range(2):
+        for stage in planned[part::2]:
+            place = Path("smoke") / stage.name / "metrics.json"
+            first, second = ((root / place).read_bytes() for root in (results, tmp_path / f"results{part}"))
+            assert first == second, f"{stage.name} states other numbers when it runs again"
 
 
 @pytest.mark.parametrize(("printed", "verdict"), [("4\n", 0), ("5\n", 1)])

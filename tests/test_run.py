@@ -146,6 +146,7 @@ def test_a_manifest_is_written_last_and_the_old_one_is_deleted_first(project):
     run.metric("undefined", float("nan"))
     run.count(generated_tokens=40)
     run.count(generated_tokens=2)
+    run.speed("lines_per_second", 12.3456)
     run.model("policy", "abcd", revision="r1")
     run.data("bars", "ef01")
     assert not (run.folder / "manifest.json").exists()
@@ -153,6 +154,8 @@ def test_a_manifest_is_written_last_and_the_old_one_is_deleted_first(project):
     folder = project / "results" / "tiny" / "01_first"
     manifest = read_manifest(folder)
     assert manifest["params"]["n"] == 3 and manifest["seeds"] == {"seed": 0} and manifest["generated_tokens"] == 42
+    assert manifest["speeds"] == {"lines_per_second": 12.35}
+    assert "lines_per_second" not in (run.folder / "metrics.json").read_text()  # they repeat to the last digit
     assert manifest["models"] == {"policy": {"fingerprint": "abcd", "revision": "r1"}}
     assert manifest["data"]["bars"]["fingerprint"] == "ef01"
     # sha256 of "{}\n"
