@@ -62,6 +62,10 @@ class StepHead(nn.Module):
             module.eval()
         return self
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None) -> None:
+        """Nothing; Trainer calls it where activations are to be computed again in the backward pass."""
+        self.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
     def forward(self, positions, prompts=None, prompt_of=None, **inputs) -> torch.Tensor:
         """Logits for a batch of `Encoder.collate` or, with `prompts`, of `Encoder.collate_shared`."""
         # a peft model hooks its layers into the model it wraps

@@ -26,13 +26,15 @@ def training_arguments(
     warmup_share: float = 0.05,
     weight_decay: float = 0.05,
     bf16: bool = False,
+    gradient_checkpointing: bool = False,
     seed: int = 0,
     use_cpu: bool = False,
 ) -> TrainingArguments:
     """Trainer's arguments: AdamW, linear warm-up over `warmup_share` of the updates, then cosine to 0, as both papers.
 
     VisualPRM warms up over 5 %, MM-PRM over 3 %; weight decay is 0.05 in both; their learning rates are 1e-5 and 4e-6.
-    `batch_size` is per device and before accumulation. `bf16` is mixed precision, where the device computes it.
+    `batch_size` is per device and before accumulation. `bf16` is mixed precision, where the device computes it;
+    `gradient_checkpointing` computes activations a second time in the backward pass, in place of keeping them.
     """
     if not 0 <= warmup_share < 1:  # Trainer would read 1 as one update
         raise ValueError(f"warmup_share is {warmup_share}: give the share of all updates, from 0 to below 1")
@@ -46,6 +48,8 @@ def training_arguments(
         weight_decay=weight_decay,
         lr_scheduler_type="cosine",
         bf16=bf16 and models.has_bf16(torch.device("cpu" if use_cpu else "cuda")),
+        gradient_checkpointing=gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         seed=seed,
         use_cpu=use_cpu,
         save_strategy="no",  # Trainer's own checkpoints hold pickles; KeepBest keeps the best epoch

@@ -397,6 +397,22 @@ def weights(trained):
     return torch.cat([p.detach().flatten() for p in trained.model.state_dict().values()])
 
 
+@pytest.mark.parametrize("pack_size", [1, 2])
+def test_activations_computed_again_change_nothing(problems, tmp_path, monkeypatch, pack_size):
+    again, enable = [], prm.StepHead.gradient_checkpointing_enable
+
+    def counted(self, gradient_checkpointing_kwargs=None):
+        again.append(gradient_checkpointing_kwargs)
+        enable(self, gradient_checkpointing_kwargs)
+
+    monkeypatch.setattr(prm.StepHead, "gradient_checkpointing_enable", counted)
+    base = weights(run(problems, tmp_path, pack_size=pack_size))
+    assert again == []
+    other = weights(run(problems, tmp_path, pack_size=pack_size, gradient_checkpointing=True))
+    assert again == [{"use_reentrant": False}]
+    torch.testing.assert_close(other, base, atol=2e-5, rtol=0)
+
+
 def test_accumulation_changes_nothing_and_every_option_something(problems, tmp_path):
     base = weights(run(problems, tmp_path))
     torch.testing.assert_close(
