@@ -62,9 +62,9 @@ class StepHead(nn.Module):
             module.eval()
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None) -> None:
+    def gradient_checkpointing_enable(self, **options) -> None:
         """Nothing; Trainer calls it where activations are to be computed again in the backward pass."""
-        self.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.vlm.gradient_checkpointing_enable(**options)
 
     def forward(self, positions, prompts=None, prompt_of=None, **inputs) -> torch.Tensor:
         """Logits for a batch of `Encoder.collate` or, with `prompts`, of `Encoder.collate_shared`."""

@@ -401,9 +401,9 @@ def weights(trained):
 def test_activations_computed_again_change_nothing(problems, tmp_path, monkeypatch, pack_size):
     again, enable = [], prm.StepHead.gradient_checkpointing_enable
 
-    def counted(self, gradient_checkpointing_kwargs=None):
-        again.append(gradient_checkpointing_kwargs)
-        enable(self, gradient_checkpointing_kwargs)
+    def counted(self, **options):
+        again.append(options["gradient_checkpointing_kwargs"])
+        enable(self, **options)
 
     monkeypatch.setattr(prm.StepHead, "gradient_checkpointing_enable", counted)
     base = weights(run(problems, tmp_path, pack_size=pack_size))
