@@ -83,6 +83,10 @@ Finished = tuple[Request, list[Completion]]
 More = Callable[[Request, int, Completion], Request | None]
 
 
+def nothing_more(request: Request, sample: int, completion: Completion) -> None:
+    """None: no text goes on from its completion."""
+
+
 def failed(request: Request, n: int, error: Exception) -> Finished:
     """A request that could not be prepared, with its n errors."""
     return request, [Completion("", 0, "error", f"{type(error).__name__}: {error}")] * n

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from . import models
-from .asking import Completion, Finished, More, Request, check_plain, failed
+from .asking import Completion, Finished, More, Request, check_plain, failed, nothing_more
 from .data import open_image
 from .decoding import Sampling
 from .fingerprints import fingerprint, sha256_of
@@ -128,7 +128,7 @@ class VllmGenerator:
         check_plain(n, sampling)
         if self._llm is None:
             raise ValueError(f"generator {self.name!r} is closed: make a new one")
-        return self._stream(iter(requests), n, sampling, more or (lambda *_: None))
+        return self._stream(iter(requests), n, sampling, more or nothing_more)
 
     def _stream(self, requests: Iterator[Request], n: int, sampling: Sampling, more: More) -> Iterator[Finished]:
         engine, flying, drained = self._llm.llm_engine, dict[str, _Flight](), False

@@ -95,7 +95,7 @@ def _scorer(name: str, where: str, place: str | Path, load_options: Mapping[str,
 
 
 def scores_to(
-    path: str | Path, scorer: Scorer, problems: Sequence[Problem], solutions: Sequence[Solution]
+    path: str | Path, scorer: Scorer | FleetScorer, problems: Sequence[Problem], solutions: Sequence[Solution]
 ) -> dict[str, list[float]]:
     """The scores of all solutions, also as records in the file at `path`; a killed run goes on where it stopped."""
     known = {p.problem_id: p for p in problems}

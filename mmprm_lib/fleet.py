@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import count, islice
 from typing import Any
 
-from .asking import Completion, Finished, More, Request
+from .asking import Completion, Finished, More, Request, nothing_more
 from .decoding import Sampling
 from .schema import Problem, Scores
 
@@ -138,7 +138,7 @@ class FleetGenerator(Fleet):
         self, requests: Iterable[Request], n: int, sampling: Sampling, more: More | None = None
     ) -> Iterator[Finished]:
         """Each request with its n completions, as they finish; `more` as of TransformersGenerator."""
-        follow, waiting = more or (lambda *_: None), deque[Request]()
+        follow, waiting = more or nothing_more, deque[Request]()
         while True:
             tasks = ((part, n, sampling) for part in self._parts(requests, n))
             for _, (found, n_tokens) in self.spread("sample", tasks):

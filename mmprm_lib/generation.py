@@ -19,7 +19,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .asking import Completion, Finished, Generator, More, Request, failed
+from .asking import Completion, Finished, Generator, More, Request, failed, nothing_more
 from .choices import ChoiceRule, Probs
 from .decoding import ChoiceSampling, InverseCdf, Sampling, uniforms
 from .prompts import Prompt, Prompts, cut_at, stop_test, text_of
@@ -33,7 +33,6 @@ __all__ = ["ChoiceSampling", "Completion", "Generator", "Request", "Sampling", "
 SLOT_MODELS = ("llava", "internvl")
 CUE_TOKENS = 256  # of the text before a completion, at most so many are searched for a cue
 PREPARING = (ValueError, OSError, TypeError, KeyError, IndexError)  # what a request may fail with by itself
-NOTHING_MORE: More = lambda *_: None  # noqa: E731
 PREFILL_TOKENS = 8192  # per forward pass, so that long prompts do not fill the memory
 
 
@@ -128,7 +127,7 @@ class TransformersGenerator:
         if self.model is None:
             raise ValueError(f"generator {self.name!r} is closed: make a new one")
         run = self._by_slots if self._fits_slots() else self._by_generate
-        return run(self._windows(requests, n, sampling), n, sampling, more or NOTHING_MORE)
+        return run(self._windows(requests, n, sampling), n, sampling, more or nothing_more)
 
     def _fits_slots(self) -> bool:
         text = self.model.config.get_text_config()
@@ -201,7 +200,7 @@ class TransformersGenerator:
         self, feed: Iterator[_Entry | Finished], n: int, sampling: Sampling, more: More
     ) -> Iterator[Finished]:
         ends, rule = stop_test(self.tokenizer, sampling.stop), self._rule(sampling)
-        n_lanes = lanes_for(n, sampling.max_new_tokens) if more is NOTHING_MORE else 1
+        n_lanes = lanes_for(n, sampling.max_new_tokens) if more is nothing_more else 1  # see `resume`
         each = -(-n // n_lanes)  # rows of a request
         room = max(self.batch_size // n_lanes, each)
         slots, drained = None, False

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import protocol
-from .asking import Completion, Finished, More, Request, check_plain, failed
+from .asking import Completion, Finished, More, Request, check_plain, failed, nothing_more
 from .decoding import Sampling
 from .endpoint import Endpoint, Reply, at_once, image_url
 from .fingerprints import fingerprint
@@ -65,7 +65,7 @@ class ServedGenerator:
     ) -> Iterator[Finished]:
         """Each request with its n completions, as they finish; `more` as of TransformersGenerator."""
         check_plain(n, sampling)
-        return self._stream(requests, n, sampling, more or (lambda *_: None))
+        return self._stream(requests, n, sampling, more or nothing_more)
 
     def _stream(self, requests: Iterable[Request], n: int, sampling: Sampling, more: More) -> Iterator[Finished]:
         waiting: deque[Request] = deque()  # those that go on from a completion, n = 1
