@@ -62,10 +62,14 @@ bench: $(STAMP)
 	@echo "make bench: about 25 minutes on 2 cores, 8 of them for 100,000 simulated solutions; leave the machine alone"
 	@$(PY) benchmarks/bench_generation.py --model $(POLICY) --out results/bench/bench.json
 	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out results/bench/bench.json
+	@$(PY) benchmarks/bench_manners.py --model $(POLICY) --out results/bench/bench.json
 	@$(PY) benchmarks/bench_scoring.py --out results/bench/bench.json
 	@$(PY) benchmarks/bench_training.py --out results/bench/bench.json
 	@if [ -d $(CRITIC) ]; then $(PY) benchmarks/bench_critic.py --critic $(CRITIC) --out results/bench/bench.json; \
 	  else echo "no critic to measure: make run makes one"; fi
+	@if [ -d $(VLLM) ]; then VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python benchmarks/bench_vllm.py --model $(POLICY) \
+	  --out results/bench/bench.json; else echo "no vLLM to measure: make vllm-env makes its environment"; fi
+	@$(PY) benchmarks/common.py results/bench/bench.json
 
 sweep: $(STAMP)
 	@echo "make sweep: as long as its points together, as many at once as the machine bears; a killed sweep goes on"

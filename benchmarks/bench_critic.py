@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bench_generation import keep, place
+from common import keep, place
 
 from mmprm_lib import data, evaluation, models
 from mmprm_lib.critic import Critic

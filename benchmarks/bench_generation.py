@@ -6,15 +6,13 @@ several batch sizes. Tokens are counted up to and with the end token. Rounds alt
 """
 
 import argparse
-import json
-import platform
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
+from common import keep, place, versions
 
 from mmprm_lib import data, models
 from mmprm_lib.generation import Request, Sampling, TransformersGenerator
@@ -76,24 +74,6 @@ def ratio(found: dict) -> dict[str, float | str]:
     return {"value": value, "baseline": baseline, "low": float(rounds.min()), "high": float(rounds.max())}
 
 
-def place() -> str:
-    """The device, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((x.split(":")[1].strip() for x in lines if "model name" in x), platform.processor())
-    return f"{cpu}, {torch.get_num_threads()} threads"
-
-
-def keep(path: Path | None, result: dict) -> None:
-    """Nothing; the ratios are added to those in the file, if one is named."""
-    if path:
-        known = json.loads(path.read_text()) if path.exists() else {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known | result, indent=2) + "\n")
-
-
 def main() -> None:
     """Nothing; prints the rates and the ratio, and puts it into the file named by --out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -116,8 +96,7 @@ def main() -> None:
     result = ratio(found)
     low, high = result["low"], result["high"]
     print(f"generate_vs_raw {result['value']:.2f} [{low:.2f}, {high:.2f}] against {result['baseline']}")
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{args.model}, {args.problems} problems x {args.n}; {place()}; {versions}")
+    print(f"{args.model}, {args.problems} problems x {args.n}; {place()}; {versions()}")
     keep(args.out, {"generate_vs_raw": result})
 
 

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from bench_generation import keep, place
+from common import keep, place, versions
 
 from mmprm_lib import data, models
 from mmprm_lib.decoding import uniforms
@@ -210,8 +209,7 @@ def main() -> None:
     for name, values in result.items():
         print(f"{name} {values['value']:.3f} [{values['low']:.3f}, {values['high']:.3f}] of {values['baseline']}")
     print(json.dumps(result.get("label_bookkeeping", {})))
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{args.model}, {args.problems} problems x {args.n} x {args.rollouts} rollouts; {place()}; {versions}")
+    print(f"{args.model}, {args.problems} problems x {args.n} x {args.rollouts} rollouts; {place()}; {versions()}")
     keep(args.out, result)
 
 

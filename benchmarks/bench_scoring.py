@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from bench_generation import keep, place
+from common import keep, place, versions
 from wide import labelled, wide
 
 from mmprm_lib import data, prm
@@ -96,7 +95,7 @@ def main() -> None:
         keep(args.out, {f"scoring_vs_{name}": result})
     print(f"the scores differ by {apart:.1e} at most; {args.problems} problems x {args.n} candidates; the first has "
           f"{len(row.ids):,} tokens, {len(row.positions)} steps")
-    print(f"{place()}; torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"{place()}; {versions()}")
 
 
 if __name__ == "__main__":

@@ -1,47 +1,69 @@
 """Labelled steps per second in training a marker PRM, packed against padded: `python benchmarks/bench_training.py`.
 
 training_packed: the solutions of a problem in one row, image, question and common beginnings computed once, against a
-row for every solution, padded to the longest of its batch; the embedded model and the world's problems.
-training_packed_wide: the same with 1,024 image tokens. Both calls train on the same solutions for one epoch, with all
-that training needs; rounds alternate in which comes first.
+row for every solution, padded to the longest of its batch, in the order that chance gives (Trainer's default); the
+embedded model, the world's problems, batches and epochs as in params/tiny.
+training_packed_by_length: the same against batches of like length, which is what the library does without packing.
+training_packed_wide: against these, with 1,024 image tokens. All calls train on the same solutions, with all that
+training needs; rounds alternate in which comes first.
 """
 
 import argparse
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
-import transformers
-from bench_generation import keep, place
+from common import keep, place, versions
 from wide import labelled, wide
 
 from mmprm_lib import data, models, prm
 
+TINY = {"batch_size": 16, "gradient_accumulation": 2, "epochs": 2}  # as in params/tiny/04_prm_training.yaml
+BASELINES = {"by_length": "padded batches of like length", "": "padded batches, a row per solution"}
 
-def speed(make, records: list, problems: list, pack_size: int, batch_size: int) -> float:
-    """Labelled steps per second of one epoch of training."""
+
+def by_chance():
+    """Within the block rows come in the order that chance gives."""
+    def sampler(trainer, rows=None):
+        rows = trainer.train_dataset if rows is None else rows
+        return torch.utils.data.RandomSampler(rows, generator=torch.Generator().manual_seed(0))
+
+    return mock.patch.object(prm.StepTrainer, "_get_train_sampler", sampler)
+
+
+def speed(make, records: list, problems: list, **options) -> float:
+    """Labelled steps per second of training with these options of `prm.train`."""
     model, processor = make()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        prm.train("marker", records, problems, model, processor, folder, batch_size=batch_size, pack_size=pack_size)
-        return sum(len(r.steps) for r in records) / (time.perf_counter() - start)
+        prm.train("marker", records, problems, model, processor, folder, **options)
+        return sum(len(r.steps) for r in records) * options.get("epochs", 1) / (time.perf_counter() - start)
 
 
-def measure(make, records: list, problems: list, n: int, batch_size: int, rounds: int) -> dict[str, float | str | int]:
-    """The ratio of packed to padded, for bench.json: the median over rounds, with the least and the greatest."""
-    found = {n: [], 1: []}
+def measure(make, records: list, problems: list, n: int, rounds: int, chance: bool = True, **options) -> dict:
+    """{baseline: the ratio of packed to it, for bench.json}: median over rounds, the least and the greatest."""
+    works = {"packed": (n, nullcontext), "by_length": (1, nullcontext)} | ({"": (1, by_chance)} if chance else {})
+    found = {name: [] for name in works}
     for turn in range(rounds):
-        for size in sorted(found, reverse=bool(turn % 2)):
-            found[size].append(speed(make, records, problems, size, batch_size))
-        print(f"  packed {found[n][-1]:,.1f} padded {found[1][-1]:,.1f} steps/s", flush=True)
-    ratios = np.array(found[n]) / np.array(found[1])
-    return {
-        "value": float(np.median(ratios)), "baseline": "padded batches, a row per solution", "n": len(ratios),
-        "low": float(ratios.min()), "high": float(ratios.max()), "steps_per_s": float(np.median(found[n])),
-    }  # fmt: skip
+        for name in sorted(works, reverse=bool(turn % 2)):
+            size, order = works[name]
+            with order():
+                found[name].append(speed(make, records, problems, pack_size=size, **options))
+        line = ", ".join(f"{name or 'padded'} {rates[-1]:,.1f}" for name, rates in found.items())
+        print(f"  {line} steps/s", flush=True)
+    result = {}
+    for name in found.keys() - {"packed"}:
+        ratios = np.array(found["packed"]) / np.array(found[name])
+        result[name] = {
+            "value": float(np.median(ratios)), "baseline": BASELINES[name], "n": rounds, "low": float(ratios.min()),
+            "high": float(ratios.max()), "steps_per_s": float(np.median(found["packed"])),
+        }  # fmt: skip
+    return result
 
 
 def main() -> None:
@@ -55,14 +77,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         problems = data.from_world({"train": args.problems}, 0, Path(folder))
         few = problems[: max(2, args.problems // 20)]
-        result = {
-            "training_packed": measure(models.load, labelled(problems, args.n), problems, args.n, 32, args.rounds),
-            "training_packed_wide": measure(wide, labelled(few, args.n), few, args.n, args.n, args.rounds),
-        }
+        tiny = measure(models.load, labelled(problems, args.n), problems, args.n, args.rounds, **TINY)
+        large = measure(wide, labelled(few, args.n), few, args.n, args.rounds, chance=False, batch_size=args.n)
+    result = {f"training_packed{'_' if name else ''}{name}": tiny[name] for name in sorted(tiny)}
+    result["training_packed_wide"] = large["by_length"]
     for name, values in result.items():
         print(f"{name} {values['value']:.2f} [{values['low']:.2f}, {values['high']:.2f}] of {values['baseline']}")
-    print(f"{args.problems} problems x {args.n}; {place()}; torch {torch.__version__}, "
-          f"transformers {transformers.__version__}")
+    print(f"{args.problems} problems x {args.n}; {place()}; {versions()}")
     keep(args.out, result)
 
 

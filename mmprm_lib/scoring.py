@@ -87,7 +87,11 @@ def _after_prompts(body, prompts: dict, prompt_of: torch.Tensor, input_ids, atte
     known = prompts["attention_mask"]
     where = (known.cumsum(-1) - 1).clamp(min=0)
     cache = body(**prompts, position_ids=where, use_cache=True).past_key_values
-    cache.batch_select_indices(prompt_of)
+    if len(known) == 1:  # views: what follows is appended to a copy anyway
+        for layer in cache.layers:
+            layer.keys, layer.values = (t.expand(len(input_ids), -1, -1, -1) for t in (layer.keys, layer.values))
+    else:
+        cache.batch_select_indices(prompt_of)
     start = known.sum(-1)[prompt_of]
     return body(
         input_ids=input_ids,
