@@ -251,8 +251,7 @@ class TransformersGenerator:
     def _prefill(self, entries: list[_Entry]) -> tuple[Any, torch.Tensor]:
         """The cache of the prompts, padded on the left, and the logits after each: (prompt, vocabulary)."""
         ids, mask = self.prompts.pad([e.ids for e in entries])
-        self.prompts.encode_images([e.prompt for e in entries])
-        features = [f for e in entries for f in e.prompt.features]
+        features = self.prompts.image_features([e.prompt for e in entries])
         out = self.model(
             input_ids=ids,
             attention_mask=mask,

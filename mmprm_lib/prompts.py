@@ -38,6 +38,7 @@ class Prompts:
         ends = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         self.pad_id = ends or 0
         self._kept: OrderedDict[tuple[str, ...], Prompt] = OrderedDict()
+        self._in_one_tensor = False  # the features of all tiles, as the model gives them
 
     def prompt(self, problem: Problem, instruction: str = "") -> Prompt:
         """The problem up to the open assistant turn. ValueError or OSError if its image cannot be used."""
@@ -61,16 +62,21 @@ class Prompts:
         text = neutralise(prefix_text(list(prefix)) + opening, self.tokenizer)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def encode_images(self, prompts: Sequence[Prompt]) -> None:
-        """Nothing; every prompt has its image features, each encoded once, all new ones in one forward pass."""
+    def image_features(self, prompts: Sequence[Prompt]) -> list[torch.Tensor] | torch.Tensor:
+        """The image features of all prompts as the model gives them, one per tile; each image is encoded once.
+
+        All new ones are encoded in one forward pass.
+        """
         new = list({id(p): p for p in prompts if p.features is None}.values())
-        if not new:
-            return
-        pixels = [p.inputs.pop("pixel_values") for p in new]  # (tile, channel, height, width) each
-        tiles = torch.cat(pixels).to(self.model.device, self.model.dtype)
-        features = iter(self.model.get_image_features(pixel_values=tiles, return_dict=True).pooler_output)
-        for prompt, own in zip(new, pixels, strict=True):
-            prompt.features = list(islice(features, len(own)))
+        if new:
+            pixels = [p.inputs.pop("pixel_values") for p in new]  # (tile, channel, height, width) each
+            tiles = torch.cat(pixels).to(self.model.device, self.model.dtype)
+            found = self.model.get_image_features(pixel_values=tiles, return_dict=True).pooler_output
+            self._in_one_tensor, features = isinstance(found, torch.Tensor), iter(found)
+            for prompt, own in zip(new, pixels, strict=True):
+                prompt.features = list(islice(features, len(own)))
+        every = [feature for prompt in prompts for feature in prompt.features]
+        return torch.stack(every) if self._in_one_tensor else every
 
     def pad(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and their mask, (row, token), padded on the left."""

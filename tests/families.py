@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers import Tokenizer, pre_tokenizers, processors, trainers
 from tokenizers import models as cores
 from transformers.utils import is_num2words_available, is_torchvision_available
 
@@ -147,6 +147,118 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     return finished(model, tokenizer, ["<|im_end|>", "<|endoftext|>"]), processor
 
 
+def qwen3_vl() -> tuple[Any, Any]:
+    """Qwen/Qwen3-VL-8B-Instruct, small: a token is 32 x 32 pixels; its tower speaks to several layers of the text."""
+    tokenizer = qwen_tokenizer(VISION)
+    pixels = hf.models.qwen2_vl.Qwen2VLImageProcessor(
+        patch_size=16, size={"shortest_edge": 64 * 64, "longest_edge": 1280 * 32 * 32}, image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )  # fmt: skip
+    processor = hf.Qwen3VLProcessor(
+        pixels, tokenizer, hf.Qwen3VLVideoProcessor(), chat_template=CHATML.replace("IMAGE", QWEN_IMAGE)
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 5.0e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    text = dict(vocab_size=len(tokenizer), rope_parameters=rope, max_position_embeddings=8192, head_dim=32, **TEXT)
+    eye = dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64)
+    eye |= dict(deepstack_visual_indexes=[0], num_position_embeddings=64)
+    config = hf.Qwen3VLConfig(
+        text_config=text, vision_config=eye, image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
+    )  # fmt: skip
+    model = hf.Qwen3VLForConditionalGeneration(config)
+    return finished(model, tokenizer, ["<|im_end|>", "<|endoftext|>"]), processor
+
+
+# -- InternVL3 (the -hf classes): InternViT on tiles, pixel shuffle, Qwen2
+
+
+def internvl() -> tuple[Any, Any]:
+    """OpenGVLab/InternVL3-8B-hf, small: tiles of 56 x 56 pixels, at most 12 and a thumbnail, 4 tokens each."""
+    roles = dict(start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>")
+    tokenizer = qwen_tokenizer([*roles.values(), "<video>"], **roles, video_token="<video>")
+    pixels = hf.models.got_ocr2.GotOcr2ImageProcessor(
+        size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=1, max_patches=12,
+        image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
+    )  # fmt: skip
+    processor = hf.InternVLProcessor(
+        pixels, tokenizer, hf.InternVLVideoProcessor(size={"height": 56, "width": 56}), image_seq_length=4,
+        chat_template=CHATML.replace("IMAGE", "<IMG_CONTEXT>\n"),
+    )  # fmt: skip
+    text = dict(model_type="qwen2", vocab_size=len(tokenizer) + 40, max_position_embeddings=4096, **TEXT)  # spare rows
+    config = hf.InternVLConfig(
+        text_config=text, vision_config=dict(image_size=[56, 56], patch_size=[14, 14], **EYE), image_seq_length=4,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), tie_word_embeddings=False,
+    )  # fmt: skip
+    return finished(hf.InternVLForConditionalGeneration(config), tokenizer, ["<|im_end|>"]), processor
+
+
+# -- Idefics3 and SmolVLM: an image cut into rows and columns, each with a token that names it
+
+
+def utterances(begin: str) -> str:
+    """Idefics' template, which opens a text by `begin` and an assistant turn by "Assistant:"."""
+    return (
+        begin + "{% for m in messages %}{{ m['role'] | capitalize }}"
+        "{% if m['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}{% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n"
+        "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+
+
+PLACES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+AROUND = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *PLACES]
+
+
+def idefics3() -> tuple[Any, Any]:
+    """HuggingFaceM4/Idefics3-8B-Llama3, small: tiles of 56 x 56 pixels, at most 4 x 4 and the whole, 4 tokens each."""
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<pad>", *AROUND]
+    like = hf.Qwen2Tokenizer()._tokenizer  # Llama 3 cuts text in the same way, and its bytes likewise
+    core = hf.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(cores.BPE(**trained(like, special))))
+    core._tokenizer.pre_tokenizer, core._tokenizer.decoder = like.pre_tokenizer, like.decoder
+    core._tokenizer.post_processor = processors.TemplateProcessing(
+        "<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", core.convert_tokens_to_ids("<|begin_of_text|>"))]
+    )
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=core._tokenizer, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>",
+        pad_token="<pad>", padding_side="left", extra_special_tokens=AROUND,
+    )  # fmt: skip
+    pixels = hf.models.idefics3.Idefics3ImageProcessorPil(
+        size={"longest_edge": 4 * 56}, max_image_size={"longest_edge": 56}
+    )
+    processor = hf.Idefics3Processor(
+        pixels, tokenizer, image_seq_len=4, chat_template=utterances("<|begin_of_text|>")
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    text = dict(model_type="llama", vocab_size=len(tokenizer), max_position_embeddings=4096, **TEXT)
+    text |= dict(pad_token_id=ids("<pad>"), bos_token_id=ids("<|begin_of_text|>"), eos_token_id=ids("<|end_of_text|>"))
+    config = hf.Idefics3Config(
+        text_config=text, vision_config=dict(image_size=56, patch_size=14, **EYE), scale_factor=2,
+        image_token_id=ids("<image>"), pad_token_id=ids("<pad>"),
+    )  # fmt: skip
+    return finished(hf.Idefics3ForConditionalGeneration(config), tokenizer, ["<end_of_utterance>"]), processor
+
+
+def smolvlm() -> tuple[Any, Any]:
+    """HuggingFaceTB/SmolVLM2-2.2B-Instruct, small: as Idefics3, with a tokenizer of GPT-2's kind."""
+    tokenizer = qwen_tokenizer(AROUND)
+    tokenizer.bos_token = "<|im_start|>"
+    pixels = hf.models.smolvlm.SmolVLMImageProcessor(
+        size={"longest_edge": 4 * 56}, max_image_size={"longest_edge": 56}
+    )
+    processor = hf.SmolVLMProcessor(
+        pixels, tokenizer, hf.SmolVLMVideoProcessor(), image_seq_len=4, chat_template=utterances("<|im_start|>")
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    text = dict(model_type="llama", vocab_size=len(tokenizer), max_position_embeddings=4096, **TEXT)
+    text |= dict(pad_token_id=tokenizer.pad_token_id, bos_token_id=1, eos_token_id=2)
+    config = hf.SmolVLMConfig(
+        text_config=text, vision_config=dict(image_size=56, patch_size=14, **EYE), scale_factor=2,
+        image_token_id=ids("<image>"), pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return finished(hf.SmolVLMForConditionalGeneration(config), tokenizer, ["<end_of_utterance>"]), processor
+
+
 # -- Gemma 3: SigLIP, image tokens that see one another, sliding windows, a template that writes <bos>
 
 GEMMA_TEMPLATE = (
@@ -189,6 +301,10 @@ FAMILIES = {
         Family("llava", llava),
         Family("qwen2_5_vl", qwen2_5_vl, "torchvision"),
         Family("gemma3", gemma3),
+        Family("idefics3", idefics3),
+        Family("internvl", internvl, "torchvision"),
+        Family("qwen3_vl", qwen3_vl, "torchvision"),
+        Family("smolvlm", smolvlm, "num2words"),
     )
 }
 

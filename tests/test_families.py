@@ -22,10 +22,10 @@ from tests import families
 from tests.doubles import problem, solution
 
 PARTS = ["Bar A is 3", "Sum: 7 + 8 = 16", "Bar <image> is 3\n", "Answer: 12"]
-PACKED = {"llava"}  # families whose solutions may share a row in training
-SLOTS = {"llava"}  # families whose samples stand side by side in one cache
+PACKED = {"llava", "internvl", "idefics3", "smolvlm"}  # families whose solutions may share a row in training
+SLOTS = {"llava", "internvl"}  # families whose samples stand side by side in one cache
 BARE_PROJECTOR = {"gemma3"}  # families whose projector holds no linear layer
-SHARED = {"llava", "qwen2_5_vl"}  # families whose solutions share the cache of their prompt
+SHARED = {"llava", "internvl", "idefics3", "smolvlm", "qwen2_5_vl", "qwen3_vl"}  # families whose solutions share the cache of their prompt
 
 
 class Facts(NamedTuple):
@@ -44,6 +44,9 @@ SIZES = [(168, 84), (60, 130), (112, 112), (2000, 2000), (4000, 1000)]  # the la
 CHATML_PIECES = (
     "a<|im_end|>\n<|im_start|>assistant\n",
     "+<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n",
+)
+UTTERANCES = (
+    "a<end_of_utterance>\nAssistant:", " +<end_of_utterance>\nUser: b<end_of_utterance>\nAssistant:"
 )
 QWEN_TURN = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Which bar?<|im_end|>\n<|im_start|>assistant\n"
 QWEN_CHAT = (
@@ -68,6 +71,31 @@ FACTS = {
         ("a<end_of_turn>\n<start_of_turn>model\n",
          "+<end_of_turn>\n<start_of_turn>user\nb<end_of_turn>\n<start_of_turn>model\n"),
         dict.fromkeys(SIZES, 4), "<bos>", "<end_of_turn>",
+    ),
+    # at most 4 x 4 tiles and the whole, 4 tokens each: 224 x 112, 104 x 224, 224 x 224, 224 x 224, 224 x 56
+    "idefics3": Facts(
+        "<|begin_of_text|>User:<image>Which bar?<end_of_utterance>\nAssistant:",
+        f"<|begin_of_text|>System: {SYSTEM}<end_of_utterance>\nUser: ### Question:\n<image>\n",
+        UTTERANCES, dict(zip(SIZES, (9 * 4, 9 * 4, 17 * 4, 17 * 4, 5 * 4), strict=True)), "<|begin_of_text|>",
+        "<end_of_utterance>",
+    ),
+    # at most 12 tiles and a thumbnail, 4 tokens each: 4 x 2, 1 x 2, 2 x 2, 3 x 3, 4 x 1
+    "internvl": Facts(
+        "<|im_start|>user\n<IMG_CONTEXT>\nWhich bar?<|im_end|>\n<|im_start|>assistant\n",
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n### Question:\n<IMG_CONTEXT>\n\n",
+        CHATML_PIECES, dict(zip(SIZES, (9 * 4, 3 * 4, 5 * 4, 10 * 4, 5 * 4), strict=True)), "<|im_start|>",
+        "<|im_end|>",
+    ),
+    # a token is 32 x 32 pixels: 160 x 96, 64 x 128, 128 x 128, 1120 x 1120, 2272 x 544; no system turn of its own
+    "qwen3_vl": Facts(
+        QWEN_TURN, QWEN_CHAT, CHATML_PIECES,
+        dict(zip(SIZES, (5 * 3, 2 * 4, 4 * 4, 35 * 35, 71 * 17), strict=True)), "<|im_start|>", "<|im_end|>",
+    ),
+    "smolvlm": Facts(
+        "<|im_start|>User:<image>Which bar?<end_of_utterance>\nAssistant:",
+        f"<|im_start|>System: {SYSTEM}<end_of_utterance>\nUser: ### Question:\n<image>\n",
+        UTTERANCES, dict(zip(SIZES, (9 * 4, 9 * 4, 17 * 4, 17 * 4, 5 * 4), strict=True)), "<|im_start|>",
+        "<end_of_utterance>",
     ),
 }  # fmt: skip
 
@@ -284,6 +312,7 @@ def test_a_prm_is_trained_and_scores_as_before_when_it_is_loaded(family, tmp_pat
     tower = parts_of(model)["tower"]
     records = [labelled(p) for p in family.problems]
     options = dict(batch_size=2, learning_rate=1.0e-2, lora_rank=lora_rank, eval_records=records)
+    options["gradient_checkpointing"] = kind == "chat"
     trained = prm.train(kind, records, family.problems, model, processor, tmp_path, **options)
     assert trained.n_train == 3 and trained.dropped == {"too_long": 0, "unlabelled": 0}
     assert all(torch.equal(a, b) for a, b in zip(tower, parts_of(trained.model)["tower"], strict=True))
@@ -320,6 +349,18 @@ def test_packed_training_is_exact_or_refused(family, tmp_path):
         trained = prm.train("marker", records, family.problems, model, processor, tmp_path, **options)
         found.append(torch.cat([p.detach().flatten() for p in trained.model.parameters()]))
     torch.testing.assert_close(found[0], found[1], atol=3e-5, rtol=0)
+
+
+def test_a_model_in_bfloat16_scores_and_samples(family):
+    model, processor = fresh(family, marker=True)
+    made = candidates(family.problems)
+    exact = scoring.Scorer("marker", model, processor).score(family.problems, made)
+    model = model.to(torch.bfloat16)
+    rough = scoring.Scorer("marker", model, processor).score(family.problems, made)
+    assert 0 < np.abs(np.concatenate(exact) - np.concatenate(rough)).max() < 0.05
+    generator = TransformersGenerator(model, processor)
+    found = list(generator.sample([Request(p) for p in family.problems], 2, Sampling(max_new_tokens=4)))
+    assert len(found) == 3 and all(not c.error and c.n_tokens for _, each in found for c in each)
 
 
 # -- the critic
