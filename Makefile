@@ -103,8 +103,8 @@ $(VLLM_STAMP):
 	@rm -f $(VLLM)/.ready-* && touch $@
 
 test-vllm: $(VLLM_STAMP)
-	@echo "make test-vllm: vLLM, in process and as a server, and Ray are really started; about 20 minutes on 2 cores"
-	@$(VLLM)/bin/python -m pytest tests/test_fleet.py tests/test_engine.py
+	@echo "make test-vllm: vLLM, in process and as a server, and Ray are really started; all model families; about 22 minutes on 2 cores"
+	@$(VLLM)/bin/python -m pytest tests/test_fleet.py tests/test_engine.py tests/test_families.py
 
 base: $(STAMP)
 	@echo "make base: about an hour on 2 cores, minutes on a GPU; replaces mmprm_lib/assets/base"

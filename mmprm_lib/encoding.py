@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 
 from mmprm_lib.data import open_image
+from mmprm_lib.prompts import stacked
 from mmprm_lib.schema import Problem
-from mmprm_lib.steps import MARKER, TEMPLATES, Format
+from mmprm_lib.steps import MARKER, TEMPLATES, Format, adds_special_tokens, continued
 
 CACHE_BYTES = 512 << 20  # image tensors kept; 3,400 of the embedded world's, some 30 of a tiled page
 
@@ -53,9 +54,8 @@ class Encoder:
         """The tokenised prompt of a problem with its image; the least recently used is forgotten."""
         key = (problem.problem_id, problem.image_sha256, text)
         if key not in self.prompts:
-            features = self.processor(
-                text=[text], images=[open_image(problem)], return_tensors="pt", add_special_tokens=False
-            )
+            begun = {"add_special_tokens": adds_special_tokens(text, self.tokenizer)}
+            features = self.processor(text=[text], images=[open_image(problem)], return_tensors="pt", **begun)
             shape = features["input_ids"].shape
             rows = {k: v[0].tolist() for k, v in features.items() if v.shape == shape and k != "attention_mask"}
             images = {k: v for k, v in features.items() if v.shape != shape}
@@ -73,7 +73,7 @@ class Encoder:
         extra = {"history": history} if self.form.kind.startswith("chat") else {}
         layout = TEMPLATES[self.form.kind](problem, steps, self.processor, self.form, **extra)
         prompt = self.prompt(problem, layout.prompt)
-        pieces = self.tokenizer(layout.pieces, add_special_tokens=False)["input_ids"] if layout.pieces else []
+        pieces = continued(layout.pieces, self.tokenizer)
         ids, positions = list(prompt.ids), []
         for piece in pieces:
             ids += piece
@@ -120,5 +120,5 @@ def _padded(lists: Sequence[Sequence[int]], width: int = 1, value: int = 0, left
 
 def _joined(prompts: Sequence[Prompt], width: int, left: bool = False) -> dict[str, torch.Tensor]:
     """Image tensors one after the other, and the other per-token rows (e.g. mm_token_type_ids; text is type 0)."""
-    images = {key: torch.cat([prompt.images[key] for prompt in prompts]) for key in prompts[0].images}
+    images = {key: stacked([prompt.images[key] for prompt in prompts]) for key in prompts[0].images}
     return images | {key: _padded([p.rows[key] for p in prompts], width, left=left) for key in prompts[0].rows}

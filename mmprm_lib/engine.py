@@ -28,7 +28,7 @@ from .generation import PREPARING
 from .prompts import cut_at
 from .protocol import seed_of
 from .run import write_json
-from .steps import neutralise, policy_prompt, prefix_text
+from .steps import adds_special_tokens, neutralise, policy_prompt, prefix_text
 
 TOWER = "vision_tower."
 IN_FLIGHT = 512  # sequences that the engine is given at once; it batches them itself
@@ -165,7 +165,8 @@ class VllmGenerator:
     def _prepared(self, request: Request, n: int, sampling: Sampling) -> tuple[dict[str, Any], Any]:
         """The prompt as vLLM takes it, and its sampling parameters. ValueError or OSError if the image is of no use."""
         problem, tokens = request.problem, self.tokenizer
-        ids = tokens(policy_prompt(problem, self.processor, request.instruction))["input_ids"]
+        text = policy_prompt(problem, self.processor, request.instruction)
+        ids = tokens(text, add_special_tokens=adds_special_tokens(text, tokens))["input_ids"]
         before = prefix_text(list(request.prefix)) + request.opening
         ids += tokens(neutralise(before, tokens), add_special_tokens=False)["input_ids"] if before else []
         prompt = {

@@ -7,7 +7,6 @@ had written those steps itself, and is never asked again as a user message.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,19 +18,17 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .architecture import context_length, fits_slots
 from .asking import Completion, Finished, Generator, More, Request, failed, nothing_more
 from .choices import ChoiceRule, Probs
 from .decoding import ChoiceSampling, InverseCdf, Sampling, uniforms
 from .prompts import Prompt, Prompts, cut_at, stop_test, text_of
 from .schema import Problem, fingerprint
 from .slots import Ended, Sequence, Slots, StopTest, lanes_for
-from .steps import policy_prompt, prefix_text
+from .steps import end_of_turn, policy_prompt, prefix_text
 
 __all__ = ["ChoiceSampling", "Completion", "Generator", "Request", "Sampling", "TransformersGenerator"]
 
-# Models that need nothing but pixels, positions 0, 1, 2, ... and plain attention; others go through `model.generate`.
-SLOT_MODELS = ("llava", "internvl")
-CUE_TOKENS = 256  # of the text before a completion, at most so many are searched for a cue
 PREPARING = (ValueError, OSError, TypeError, KeyError, IndexError)  # what a request may fail with by itself
 PREFILL_TOKENS = 8192  # per forward pass, so that long prompts do not fill the memory
 
@@ -44,7 +41,7 @@ class _Entry:
     prompt: Prompt
     ids: list[int]  # prompt and prefix
     budget: int
-    before: list[int] = field(default_factory=list)  # the last tokens of the assistant turn so far, where cues matter
+    before: list[int] = field(default_factory=list)  # the tokens of the assistant turn so far
     n: int = 1  # samples
     completions: dict[int, Completion] = field(default_factory=dict)
 
@@ -80,8 +77,8 @@ class TransformersGenerator:
     A request costs one image encoding (shared by requests on the same problem) and one prompt prefill, however many
     samples are drawn of it. A sample depends on the seed, the request's key and its own number only; batching may
     change a logit in its last float32 digits, so that once in some 10^5 tokens, where a random number falls on the
-    border of two tokens, another one is drawn. Models outside SLOT_MODELS run through `model.generate` with the same
-    random numbers; their prompts are encoded and prefilled once per sample.
+    border of two tokens, another one is drawn. Models that do not fit the slots (`architecture.fits_slots`) run through
+    `model.generate` with the same random numbers; their prompts are encoded and prefilled once per sample.
     """
 
     def __init__(self, model: Any, processor: Any, batch_size: int = 512, name: str = "") -> None:
@@ -92,9 +89,9 @@ class TransformersGenerator:
         self.name = name or str(getattr(model.config, "name_or_path", "")) or model.config.model_type
         self.n_generated_tokens = 0
         eos = model.generation_config.eos_token_id
-        eos = set(eos if isinstance(eos, list | tuple) else [eos]) | {self.tokenizer.eos_token_id}
+        eos = {*(eos if isinstance(eos, list | tuple) else [eos]), self.tokenizer.eos_token_id, end_of_turn(processor)}
         self.eos = sorted(t for t in eos if t is not None)
-        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        self.context = context_length(model)
 
     def close(self) -> None:
         """Nothing; forgets the model, so that its memory is free where nobody else holds it."""
@@ -130,13 +127,7 @@ class TransformersGenerator:
         return run(self._windows(requests, n, sampling), n, sampling, more or nothing_more)
 
     def _fits_slots(self) -> bool:
-        text = self.model.config.get_text_config()
-        return (
-            self.model.config.model_type in SLOT_MODELS
-            and "mm_encoder_outputs" in inspect.signature(self.model.forward).parameters
-            and set(getattr(text, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-            and text._attn_implementation in ("sdpa", "eager")
-        )
+        return fits_slots(self.model, self.processor)
 
     # -- requests to token ids
 
@@ -163,8 +154,7 @@ class TransformersGenerator:
         if len(ids) >= self.context:
             name = request.problem.problem_id
             raise ValueError(f"{name}: {len(ids)} tokens do not fit the model's context of {self.context}")
-        tail = before[-CUE_TOKENS:] if isinstance(sampling, ChoiceSampling) else []
-        return _Entry(request, prompt, ids, min(sampling.max_new_tokens, self.context - len(ids)), tail, n)
+        return _Entry(request, prompt, ids, min(sampling.max_new_tokens, self.context - len(ids)), before, n)
 
     def _follow(self, entry: _Entry, sample: int, sampling: Sampling, more: More) -> _Entry | Finished | None:
         """What goes on from a completion, prepared; with its error instead if that fails; None if it ends there."""
@@ -179,10 +169,12 @@ class TransformersGenerator:
         return follow
 
     def _completion(
-        self, tokens: list[int], reason: Literal["stop", "length"], sampling: Sampling, probs: tuple[Probs, ...] = ()
-    ) -> Completion:
+        self, tokens: list[int], entry: _Entry, reason: Literal["stop", "length"], sampling: Sampling,
+        probs: tuple[Probs, ...] = (),
+    ) -> Completion:  # fmt: skip
         self.n_generated_tokens += len(tokens)
-        return Completion(cut_at(text_of(self.tokenizer, tokens), sampling.stop), len(tokens), reason, "", probs)
+        text = text_of(self.tokenizer, tokens, entry.before)
+        return Completion(cut_at(text, sampling.stop), len(tokens), reason, "", probs)
 
     def _rule(self, sampling: Sampling) -> ChoiceRule | None:
         if not isinstance(sampling, ChoiceSampling):
@@ -225,7 +217,7 @@ class TransformersGenerator:
         finished: list[Finished] = []
         for end in ended:
             entry: _Entry = end.sequence.owner
-            found = self._completion(end.tokens, end.finish_reason, sampling, end.choice_probs)
+            found = self._completion(end.tokens, entry, end.finish_reason, sampling, end.choice_probs)
             entry.completions[end.sequence.sample] = found
             finished += entry.finished
             follow = self._follow(entry, end.sequence.sample, sampling, more)
@@ -259,8 +251,7 @@ class TransformersGenerator:
     def _prefill(self, entries: list[_Entry]) -> tuple[Any, torch.Tensor]:
         """The cache of the prompts, padded on the left, and the logits after each: (prompt, vocabulary)."""
         ids, mask = self.prompts.pad([e.ids for e in entries])
-        self.prompts.encode_images([e.prompt for e in entries])
-        features = [f for e in entries for f in e.prompt.features]
+        features = self.prompts.image_features([e.prompt for e in entries])
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -303,7 +294,9 @@ class TransformersGenerator:
         )  # fmt: skip
         ends = stop_test(self.tokenizer, sampling.stop)
         images = self.prompts.collate([e.prompt for e in entries], [len(e.ids) for e in entries])
-        drawing = InverseCdf(uniform, ids.shape[1], sampling, self._rule(sampling), [e.before for e in entries])
+        rule = self._rule(sampling)
+        tails = [e.before[-rule.tail :] if rule else [] for e in entries]
+        drawing = InverseCdf(uniform, ids.shape[1], sampling, rule, tails)
         out = self.model.generate(
             input_ids=ids, attention_mask=mask, **images, generation_config=config, logits_processor=[drawing],
             stopping_criteria=[_Stops(ends, ids.shape[1])] if ends else None,
@@ -322,4 +315,4 @@ class TransformersGenerator:
         stop = next(last, None)
         tokens, reason = (row, "length") if stop is None else (row[: stop + 1], "stop")
         kept = tuple(p for place, p in sorted(probs.items()) if place < len(tokens))
-        return self._completion(tokens, reason, sampling, kept)
+        return self._completion(tokens, entry, reason, sampling, kept)

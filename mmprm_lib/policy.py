@@ -16,6 +16,7 @@ import torch
 from transformers import PrinterCallback
 
 from . import models, world
+from .architecture import check_packing, context_length, vision_towers
 from .data import frame
 from .encoding import Encoded, Encoder
 from .generation import TransformersGenerator
@@ -23,8 +24,7 @@ from .packing import NO_TARGET as IGNORED
 from .packing import Packed, packed_texts, rows_per_batch
 from .packing import tensors as packed_tensors
 from .schema import Problem, Solution, fingerprint, write_bytes
-from .scoring import check_packing, context_length, vision_towers
-from .steps import FORMATS, join, neutralise, policy_prompt, split
+from .steps import FORMATS, end_of_turn, join, neutralise, policy_prompt, split
 from .training import UpdateTrainer, training_arguments, with_lora
 
 Pair = tuple[Problem, list[str]]  # a problem and the steps of a worked solution
@@ -94,11 +94,11 @@ def text_rows(encoder: Encoder, texts: Sequence[Text], weigh: Weigh | None = Non
     An over-long row is left out whole, so that neither an image nor a target is ever cut. `weigh` gives the weight in
     the loss of each token of a target, the end of turn included.
     """
-    out, dropped = [], 0
+    out, dropped, end = [], 0, end_of_turn(encoder.processor)
     for problem, text, target in texts:
         prompt = encoder.prompt(problem, text).ids
         ids = encoder.tokenizer(neutralise(target, encoder.tokenizer), add_special_tokens=False)["input_ids"]
-        ids = prompt + ids + [encoder.tokenizer.eos_token_id]
+        ids = prompt + ids + [end]
         if len(ids) > encoder.max_length:
             dropped += 1
             continue
@@ -118,7 +118,7 @@ def trained_on(processor: Any, pair: Pair) -> tuple[str, bool]:
     (row,), _ = rows(Encoder(FORMATS["judge"], processor, 1 << 30), [pair])
     kept = [token for token in row["labels"] if token != IGNORED]
     text = processor.tokenizer.decode(kept, skip_special_tokens=True)
-    return text, kept[-1] == processor.tokenizer.eos_token_id
+    return text, kept[-1] == end_of_turn(processor)
 
 
 def collate(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
@@ -137,19 +137,26 @@ def collate(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-class WeightedTrainer(UpdateTrainer):
-    """Trainer with a weight per token: the sum of the weighted losses over the number of tokens, not of weights."""
+class TokenTrainer(UpdateTrainer):
+    """Trainer with a loss of our own: the sum over tokens, weighted or not, over their number, not that of weights.
+
+    For weights, and for models whose own loss is a mean over each micro-batch however few targets it holds.
+    """
 
     loss_is_scaled_for_ga = True
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the targets of the whole accumulated batch
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a micro-batch, divided by the target tokens of the accumulated batch."""
-        labels, weights = inputs.pop("labels")[:, 1:], inputs.pop("weights")[:, 1:]
+        labels, weights = inputs.pop("labels")[:, 1:], inputs.pop("weights", None)
         out = model(**inputs)
         logits = out.logits[:, :-1].float().transpose(1, 2)  # (batch, vocabulary, token)
         losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
         n = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = (losses * weights).sum() / n
+        loss = (losses if weights is None else losses * weights[:, 1:]).sum() / n
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
         return (loss, out) if return_outputs else loss
@@ -189,7 +196,7 @@ def tune(
     arguments.train_sampling_strategy = "random"
     with models.frozen(vision_towers(model) if freeze_vision else []), models.training_attention(model):
         tuned = with_lora(model, lora_rank, None) if lora_rank else model
-        kind = WeightedTrainer if weigh else UpdateTrainer
+        kind = TokenTrainer if weigh or not getattr(model, "accepts_loss_kwargs", True) else UpdateTrainer
         trainer = kind(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
         trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
         trainer.train()

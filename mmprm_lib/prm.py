@@ -19,11 +19,12 @@ from tokenizers import AddedToken
 from transformers import PrinterCallback, TrainerCallback
 
 from mmprm_lib import models
+from mmprm_lib.architecture import check_packing, context_length, vision_towers
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
 from mmprm_lib.packing import collate_packed, packed_rows, rows_per_batch, with_labels
 from mmprm_lib.schema import Problem, Solution, StepLabels
-from mmprm_lib.scoring import Scorer, StepHead, check_packing, context_length, label_ids, vision_towers
+from mmprm_lib.scoring import Scorer, StepHead, label_ids
 from mmprm_lib.steps import FORMATS, MARKER, Format
 from mmprm_lib.training import UpdateTrainer, training_arguments, with_lora
 

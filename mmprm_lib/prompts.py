@@ -13,7 +13,7 @@ import torch
 
 from .data import open_image
 from .schema import Problem
-from .steps import neutralise, policy_prompt, prefix_text
+from .steps import adds_special_tokens, neutralise, policy_prompt, prefix_text, prefixes_space
 
 PROMPTS_KEPT = 64  # prompts whose token ids and image features wait for another request on the same problem
 
@@ -38,13 +38,15 @@ class Prompts:
         ends = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         self.pad_id = ends or 0
         self._kept: OrderedDict[tuple[str, ...], Prompt] = OrderedDict()
+        self._in_one_tensor = False  # the features of all tiles, as the model gives them
 
     def prompt(self, problem: Problem, instruction: str = "") -> Prompt:
         """The problem up to the open assistant turn. ValueError or OSError if its image cannot be used."""
         key = (problem.problem_id, problem.image_sha256, instruction, problem.question, *problem.choices)
         if key not in self._kept:
             text = policy_prompt(problem, self.processor, instruction)
-            inputs = dict(self.processor(text=[text], images=[open_image(problem)], return_tensors="pt"))
+            begun = {"add_special_tokens": adds_special_tokens(text, self.tokenizer)}
+            inputs = dict(self.processor(text=[text], images=[open_image(problem)], return_tensors="pt", **begun))
             ids = inputs.pop("input_ids")[0].tolist()
             inputs.pop("attention_mask", None)
             self._kept[key] = Prompt(ids, inputs)
@@ -60,16 +62,21 @@ class Prompts:
         text = neutralise(prefix_text(list(prefix)) + opening, self.tokenizer)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def encode_images(self, prompts: Sequence[Prompt]) -> None:
-        """Nothing; every prompt has its image features, each encoded once, all new ones in one forward pass."""
+    def image_features(self, prompts: Sequence[Prompt]) -> list[torch.Tensor] | torch.Tensor:
+        """The image features of all prompts as the model gives them, one per tile; each image is encoded once.
+
+        All new ones are encoded in one forward pass.
+        """
         new = list({id(p): p for p in prompts if p.features is None}.values())
-        if not new:
-            return
-        pixels = [p.inputs.pop("pixel_values") for p in new]  # (tile, channel, height, width) each
-        tiles = torch.cat(pixels).to(self.model.device, self.model.dtype)
-        features = iter(self.model.get_image_features(pixel_values=tiles, return_dict=True).pooler_output)
-        for prompt, own in zip(new, pixels, strict=True):
-            prompt.features = list(islice(features, len(own)))
+        if new:
+            pixels = [p.inputs.pop("pixel_values") for p in new]  # (tile, channel, height, width) each
+            tiles = torch.cat(pixels).to(self.model.device, self.model.dtype)
+            found = self.model.get_image_features(pixel_values=tiles, return_dict=True).pooler_output
+            self._in_one_tensor, features = isinstance(found, torch.Tensor), iter(found)
+            for prompt, own in zip(new, pixels, strict=True):
+                prompt.features = list(islice(features, len(own)))
+        every = [feature for prompt in prompts for feature in prompt.features]
+        return torch.stack(every) if self._in_one_tensor else every
 
     def pad(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and their mask, (row, token), padded on the left."""
@@ -89,14 +96,32 @@ class Prompts:
             if all(part.shape == (1, len(p.ids)) for part, p in zip(parts, prompts, strict=True)):
                 pads = [(max(lengths) - n, n - len(p.ids)) for p, n in zip(prompts, lengths, strict=True)]
                 parts = [torch.nn.functional.pad(part, pad) for part, pad in zip(parts, pads, strict=True)]
-            whole = torch.cat(parts).to(self.model.device)
+            whole = stacked(parts).to(self.model.device)
             batch[name] = whole.to(self.model.dtype) if whole.is_floating_point() else whole
         return batch
 
 
-def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """The text of tokens, special tokens left out, spaces as they are."""
-    return tokenizer.decode(list(map(int, tokens)), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def text_of(tokenizer: Any, tokens: Sequence[int], after: Sequence[int] = ()) -> str:
+    """The text of tokens, special tokens left out, spaces as they are.
+
+    `after`: the tokens before them in the same turn. Some tokenizers drop the space that a text begins with, and these
+    tokens do not begin one.
+    """
+    options = dict(skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    tokens = list(map(int, tokens))
+    if not after or not prefixes_space(tokenizer):
+        return tokenizer.decode(tokens, **options)
+    return tokenizer.decode([*after, *tokens], **options)[len(tokenizer.decode(list(after), **options)) :]
+
+
+def stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensors one after the other along the first axis; along the others, zeros are added up to the largest.
+
+    As image processors pad a batch: images that are cut into unequal numbers of tiles have tiles of zeros.
+    """
+    largest = [max(sizes) for sizes in zip(*(part.shape[:0:-1] for part in parts), strict=True)]  # the last axis first
+    pads = [[n for most, size in zip(largest, p.shape[:0:-1], strict=True) for n in (0, most - size)] for p in parts]
+    return torch.cat([torch.nn.functional.pad(part, pad) for part, pad in zip(parts, pads, strict=True)])
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:

@@ -13,16 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmprm_lib.architecture import context_length, shares_prompts, went_on
 from mmprm_lib.encoding import Encoded, Encoder
 from mmprm_lib.schema import Problem, Scores, fingerprint
 from mmprm_lib.steps import FORMATS, Format
 
 TEMPLATE_VERSION = 1  # raise it when a template's text changes: it is part of every fingerprint
-VISION_TOWERS = (
-    "vision_tower",
-    "visual",
-    "vision_model",
-)  # what transformers calls it in the models of the Auto classes
 
 
 def label_ids(form: Format, tokenizer) -> list[int]:
@@ -84,53 +80,19 @@ class StepHead(nn.Module):
 
 def _after_prompts(body, prompts: dict, prompt_of: torch.Tensor, input_ids, attention_mask) -> torch.Tensor:
     """Hidden states (batch, token, width) of the tokens after the prompts; each prompt is computed once."""
-    known = prompts["attention_mask"]
-    where = (known.cumsum(-1) - 1).clamp(min=0)
-    cache = body(**prompts, position_ids=where, use_cache=True).past_key_values
-    if len(known) == 1:  # views: what follows is appended to a copy anyway
+    cache, start = went_on(body, prompts)
+    if len(start) == 1:  # views: what follows is appended to a copy anyway
         for layer in cache.layers:
             layer.keys, layer.values = (t.expand(len(input_ids), -1, -1, -1) for t in (layer.keys, layer.values))
     else:
         cache.batch_select_indices(prompt_of)
-    start = known.sum(-1)[prompt_of]
     return body(
         input_ids=input_ids,
-        attention_mask=torch.cat([known[prompt_of], attention_mask], -1),
-        position_ids=start[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device),
+        attention_mask=torch.cat([prompts["attention_mask"][prompt_of], attention_mask], -1),
+        position_ids=start[prompt_of, None] + torch.arange(input_ids.shape[1], device=input_ids.device),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-
-
-def shares_prompts(vlm) -> bool:
-    """Whether a prompt's cache may serve several candidates: one position per token (no mrope), full attention."""
-    config = getattr(vlm.config, "text_config", vlm.config)
-    rope = getattr(config, "rope_parameters", None) or {}
-    plain = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-    return plain and "mrope_section" not in rope
-
-
-def check_packing(vlm, pack_size: int) -> None:
-    """ValueError where rows are to hold several solutions and the model cannot take them (see `shares_prompts`)."""
-    if pack_size > 1 and not shares_prompts(vlm):
-        raise ValueError(f"{type(vlm).__name__} has its own masks or positions: set pack_size to 1, not {pack_size}")
-
-
-def vision_towers(vlm) -> list[nn.Module]:
-    """The vision encoder(s) of a model of the Auto classes; the projector is not among them."""
-    names = [(name, module) for name, module in vlm.named_modules() if name.rpartition(".")[2] in VISION_TOWERS]
-    outer = [m for name, m in names if not any(name.startswith(other + ".") for other, _ in names)]
-    if not outer:
-        raise ValueError(
-            f"no vision tower in {type(vlm).__name__}: none of its modules is called {', '.join(VISION_TOWERS)}"
-        )
-    return outer
-
-
-def context_length(model) -> int:
-    """The longest input of the model in tokens, as its configuration states it."""
-    config = getattr(model.config, "text_config", model.config)
-    return getattr(config, "max_position_embeddings", 1 << 20)
 
 
 def probabilities(logits: torch.Tensor) -> torch.Tensor:

@@ -87,6 +87,41 @@ def neutralise(text: str, tokenizer) -> str:
     return _special_pattern(words).sub(r"\1 ", text) if words else text
 
 
+def adds_special_tokens(text: str, tokenizer) -> bool:
+    """Whether `tokenizer` is to put its special tokens around a chat text: not if the template wrote the first one."""
+    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+
+
+@lru_cache(maxsize=32)
+def prefixes_space(tokenizer) -> bool:
+    """Whether the tokenizer begins every text with a space of its own and drops it again, as Llama's does."""
+    ids = tokenizer("a a", add_special_tokens=False)["input_ids"]
+    return "".join(tokenizer.decode([i]) for i in ids) != tokenizer.decode(ids)
+
+
+def continued(texts: list[str], tokenizer) -> list[list[int]]:
+    """The token ids of texts that follow one another; only the first one begins a text.
+
+    Each text has tokens of its own: none reaches over a border.
+    """
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    if len(ids) < 2 or not prefixes_space(tokenizer):
+        return ids
+    (anchor,) = tokenizer(["a"], add_special_tokens=False)["input_ids"]
+    later = tokenizer(["a" + text for text in texts[1:]], add_special_tokens=False)["input_ids"]
+    n = len(anchor)
+    return ids[:1] + [new[n:] if new[:n] == anchor else old for new, old in zip(later, ids[1:], strict=True)]
+
+
+def end_of_turn(processor) -> int:
+    """The token that ends an assistant turn: the special one that the chat template writes after it, else the EOS."""
+    said = [{"role": r, "content": [{"type": "text", "text": t}]} for r, t in (("user", "?"), ("assistant", SENTINEL))]
+    after = processor.apply_chat_template(said, tokenize=False).rpartition(SENTINEL)[2].lstrip()
+    tokenizer = processor.tokenizer
+    written = next((word for word in special_strings(tokenizer) if after.startswith(word)), None)
+    return tokenizer.eos_token_id if written is None else tokenizer.convert_tokens_to_ids(written)
+
+
 def question_text(problem: Problem) -> str:
     """The question, with a line "(A) x (B) y ..." under it if the problem has choices."""
     if not problem.choices:
@@ -168,15 +203,15 @@ def chat_template(
     if len(history) != len(steps):
         raise ValueError(f"{problem.problem_id}: {len(history)} labels in the history of {len(steps)} steps")
     question = neutralise(question_text(problem) + form.instruction, processor)
-    prompt, reply, turn = _chat_parts(processor, form.system, question)
+    prompt, reply, gap, turn = _chat_parts(processor, form.system, question)
     pieces = [neutralise(step, processor) + reply for step in steps]
     for index in range(1, len(pieces)):
-        pieces[index] = history[index - 1] + turn + pieces[index]
+        pieces[index] = gap + history[index - 1] + turn + pieces[index]
     return Layout(prompt, pieces)
 
 
-def _chat_parts(processor, system: str, question: str) -> tuple[str, str, str]:
-    """Prompt up to the first step; text from a step to its answer; text from an answer to the next step.
+def _chat_parts(processor, system: str, question: str) -> tuple[str, str, str, str]:
+    """Prompt up to the first step; from a step to its decision; from there to its answer; from an answer to a step.
 
     Rendered from the model's own chat template with stand-ins, instead of once per prefix, which would be quadratic.
     """
@@ -187,12 +222,13 @@ def _chat_parts(processor, system: str, question: str) -> tuple[str, str, str]:
     messages = [{"role": r, "content": [{"type": "text", "text": c}] if isinstance(c, str) else c} for r, c in turns]
     rendered = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     cuts = [rendered.find(mark) for mark in (first, answer, second)]
-    reply = rendered[cuts[0] + len(first) : cuts[1]]
-    if min(cuts) < 0 or cuts != sorted(cuts) or rendered[cuts[2] + len(second) :] != reply:
+    reply, end = rendered[cuts[0] + len(first) : cuts[1]], rendered[cuts[2] + len(second) :]
+    gap = reply.removeprefix(end)  # e.g. the space in "Assistant: +", where a turn is opened by "Assistant:"
+    if min(cuts) < 0 or cuts != sorted(cuts) or gap.strip():
         raise ValueError(
             "the chat template of this processor does not repeat its turns: use the marker PRM with this model"
         )
-    return rendered[: cuts[0]], reply, rendered[cuts[1] + len(answer) : cuts[2]]
+    return rendered[: cuts[0]], end, gap, rendered[cuts[1] + len(answer) : cuts[2]]
 
 
 TEMPLATES = {

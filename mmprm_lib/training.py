@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from mmprm_lib import models
-from mmprm_lib.scoring import VISION_TOWERS
+from mmprm_lib.architecture import not_adapted
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,8 +67,7 @@ def with_lora(model, rank: int, marker_id: int | None) -> PeftModel:
     """
     from peft import LoraConfig, get_peft_model
 
-    towers = "|".join(VISION_TOWERS)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=rf".*({towers})\..*")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=not_adapted())
     if marker_id is not None:
         name = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
         config.trainable_token_indices = {name.rpartition(".")[2]: [marker_id]}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprm_lib import models, policy, prm, scoring, world
+from mmprm_lib import architecture, models, policy, prm, world
 from mmprm_lib.encoding import Encoded, Encoder
 from mmprm_lib.objective import IGNORED, step_loss
 from mmprm_lib.packing import NO_PARENT, NO_TARGET, collate_packed, pack, packed_rows, packed_texts, visible
@@ -143,7 +143,7 @@ def test_fine_tuning_on_packed_texts_has_the_loss_and_gradient_of_texts_that_sta
 
 
 def test_a_model_with_positions_of_its_own_takes_no_packed_rows(monkeypatch):
-    monkeypatch.setattr(scoring, "shares_prompts", lambda _: False)
+    monkeypatch.setattr(architecture, "full_attention", lambda _: False)
     with pytest.raises(ValueError, match="set pack_size to 1, not 4"):
-        scoring.check_packing(object(), 4)
-    scoring.check_packing(object(), 1)
+        architecture.check_packing(object(), 4)
+    architecture.check_packing(object(), 1)

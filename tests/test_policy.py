@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmprm_lib import data, models, policy, world
+from mmprm_lib.architecture import vision_towers
 from mmprm_lib.encoding import Encoder
-from mmprm_lib.scoring import vision_towers
 from mmprm_lib.steps import FORMATS, join
 from tests.doubles import problem, solution
 
