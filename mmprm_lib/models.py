@@ -1,5 +1,6 @@
 """Vision-language models: loading any of the Auto classes, and the architecture of the embedded base."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,6 +136,15 @@ def load(
     processor.tokenizer.padding_side = "left"
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """The sha256 of all weights of a module, with their names, types and shapes, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for key, tensor in module.state_dict().items():
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
 
 
 def has_bf16(device: torch.device) -> bool:

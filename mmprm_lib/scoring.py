@@ -5,7 +5,6 @@ positions and at the label words' rows only. (MM-PRM computes the whole vocabula
 prompt once per candidate.)
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from mmprm_lib.encoding import Encoded, Encoder
+from mmprm_lib.models import weights_hash
 from mmprm_lib.schema import Problem, Scores, fingerprint
 from mmprm_lib.steps import FORMATS, Format
 
@@ -177,19 +177,14 @@ class Scorer:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over weights, format, tokenizer, image processing and history: what a score depends on."""
-        digest = hashlib.sha256()
-        for key, tensor in self.head.vlm.state_dict().items():
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(
-                tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-            )
+        weights = weights_hash(self.head.vlm)
         processor = self.encoder.processor
         texts = [
             self.encoder.tokenizer.backend_tokenizer.to_str(),
             str(processor.chat_template),
             processor.image_processor.to_json_string(),
         ]
-        return fingerprint([TEMPLATE_VERSION, asdict(self.form), digest.hexdigest(), texts, self.history, self.bf16])
+        return fingerprint([TEMPLATE_VERSION, asdict(self.form), weights, texts, self.history, self.bf16])
 
     def score(self, problems: Problem | Iterable[Problem], solutions: Sequence) -> list[np.ndarray]:
         """One float32 array per solution (records with `solution_id`, `problem_id` and `steps`), one score in [0, 1]
