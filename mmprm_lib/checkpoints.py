@@ -35,6 +35,26 @@ UNSHAPING = ("output_dir", "logging_dir", "save_steps", "save_strategy")  # argu
 Tensors = dict[str, torch.Tensor]
 
 
+def first() -> bool:
+    """Whether this is the only or the first of the processes that train together."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def agreed(text: str) -> str:
+    """The first process' text, in all processes that train together."""
+    texts = [text]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(texts)
+    return texts[0]
+
+
+def shaping(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that shape the weights, and how many processes share the work, if several do."""
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    processes = {"n_processes": torch.distributed.get_world_size()} if several else {}
+    return {name: value for name, value in options.items() if name not in UNSHAPING} | processes
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """What this process holds of a tensor that FSDP has sharded; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -168,25 +188,21 @@ class ResumingTrainer(Trainer):
 
     def training_key(self, *shaped_by: Any) -> str:
         """16 hex digits of all that shapes the training: rows, images, weights, arguments, and `shaped_by`."""
+        if not first():  # with FSDP, the others may hold no weights yet
+            return agreed("")
         arguments = {key: value for key, value in self.args.to_dict().items() if key not in UNSHAPING}
         parts = [FORMAT, type(self).__name__, arguments, self.args.world_size, weights_hash(self.model)]
         parts += [list(trained(self.model))]
-        return self._agreed(fingerprint([*parts, fingerprint_of_many(self.train_dataset), *shaped_by]))
+        return agreed(fingerprint([*parts, fingerprint_of_many(self.train_dataset), *shaped_by]))
 
     def train_from(self, key: str) -> None:
         """Nothing; trains, from the last checkpoint of this `key`, or from the beginning. "": no checkpoints at all."""
         self.key = key
         if key:
             self.add_callback(_Pace(self))
-            found = last(self.args.output_dir, key) if self.is_world_process_zero() else None
-            self.resumed = Path(path) if (path := self._agreed(str(found or ""))) else None
+            found = last(self.args.output_dir, key) if first() else None
+            self.resumed = Path(path) if (path := agreed(str(found or ""))) else None
         self.train(resume_from_checkpoint=str(self.resumed) if self.resumed else None)
-
-    def _agreed(self, text: str) -> str:
-        """The first process' text, in all processes."""
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([text])[0]
 
     def _read(self) -> tuple[Tensors, dict[str, Any]]:
         """(tensors, plain values) of this process' file; what all processes have in common stands in the first's."""
@@ -201,8 +217,8 @@ class ResumingTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial=None) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        part, first = folder.with_suffix(".part"), self.is_world_process_zero()
-        if first:
+        part = folder.with_suffix(".part")
+        if first():
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
@@ -211,7 +227,7 @@ class ResumingTrainer(Trainer):
         save_file(tensors, file, {"state": json.dumps(plain)})
         _lasting(file)
         self.accelerator.wait_for_everyone()
-        if not first:
+        if not first():
             return
         self.state.save_to_json(str(part / STATE))
         _lasting(part / STATE)
@@ -229,7 +245,7 @@ class ResumingTrainer(Trainer):
         """(tensors, plain values): all that the training needs to go on in this process from here."""
         parameters, now, begun = trained(self.model), chance(), self.begun
         tensors = _under("now", now[0]) | _under("begun", begun[0])
-        owner = self.is_world_process_zero() or any(isinstance(p, DTensor) for p in parameters.values())
+        owner = first() or any(isinstance(p, DTensor) for p in parameters.values())
         kept = self.keeper.state() if self.keeper else ({}, None)
         if owner:
             tensors |= _under("parameter", {name: local(p.detach()) for name, p in parameters.items()})

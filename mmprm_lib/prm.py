@@ -262,7 +262,7 @@ def train(
     key = trainer.training_key(*shaped) if arguments.save_strategy != "no" else ""
     if key and (again := _finished(output_dir, key, model, processor)):
         return again
-    with models.training_attention(model):
+    with models.training_attention(model, arguments.device):
         trainer.train_from(key)
     keeper.restore()
     gathered(head)
@@ -270,7 +270,7 @@ def train(
     prm = TrainedPRM(
         form, model, processor, trainer.state.log_history, best.get("epoch"), best, dropped, n_rows, key
     )
-    if trainer.is_world_process_zero():
+    if checkpoints.first():
         prm.model = (head.vlm.merge_and_unload() if lora_rank else model).eval()
         prm.save(output_dir)
         checkpoints.clear(output_dir)
@@ -278,11 +278,17 @@ def train(
 
 
 def _finished(output_dir: str | Path, key: str, model, processor) -> TrainedPRM | None:
-    """The PRM in `output_dir` if a training of this `key` has ended there, in the dtype and on the device of `model`."""
+    """The PRM in `output_dir` if a training of this `key` has ended there, in the dtype and on the device of `model`.
+
+    Otherwise None, and the folder vouches for no PRM any more.
+    """
     file = Path(output_dir) / "prm.json"
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    if kept.get("key") != key:
+    kept = json.loads(file.read_text()) if file.exists() and checkpoints.first() else {}
+    if checkpoints.agreed(kept.get("key", "")) != key:
+        if checkpoints.first():
+            file.unlink(missing_ok=True)
         return None
+    kept = json.loads(file.read_text())
     again = type(model).from_pretrained(output_dir, dtype=model.dtype, use_safetensors=True).to(model.device).eval()
     return TrainedPRM(_form(kept.pop("form")), again, processor, **kept)
 

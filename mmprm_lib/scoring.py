@@ -54,6 +54,11 @@ class StepHead(nn.Module):
         super().__init__()
         self.vlm, self.frozen = vlm, tuple(frozen)
         self.register_buffer("labels", torch.tensor(labels), persistent=False)
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in vlm.modules():
+            for name, p in module.named_parameters(recurse=False):
+                places.setdefault(id(p), []).append((module, name))
+        self.shared = [found for found in places.values() if len(found) > 1]
 
     def train(self, mode: bool = True):
         """Self, in training or evaluation mode; frozen parts are always in the latter."""
@@ -61,6 +66,12 @@ class StepHead(nn.Module):
         for module in self.frozen:
             module.eval()
         return self
+
+    def tie_weights(self) -> None:
+        """Nothing; weights that were shared are shared again. FSDP asks for it after it has handed them out anew."""
+        for (module, name), *others in self.shared:
+            for other, its_name in others:
+                other._parameters[its_name] = module._parameters[name]
 
     def gradient_checkpointing_enable(self, **options) -> None:
         """Nothing; Trainer calls it where activations are to be computed again in the backward pass."""

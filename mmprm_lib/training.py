@@ -40,10 +40,12 @@ def training_arguments(
     VisualPRM warms up over 5 %, MM-PRM over 3 %; weight decay is 0.05 in both; their learning rates are 1e-5 and 4e-6.
     `batch_size` is per device and before accumulation. `bf16` is mixed precision, where the device computes it;
     `gradient_checkpointing` computes activations a second time in the backward pass, in place of keeping them.
-    `save_steps`: updates from one checkpoint to the next, after a kill the most that is lost; 0 makes none.
+    `save_steps`: updates from one checkpoint to the next, after a kill the most that is lost; 0 makes none. `fsdp`
+    shards weights, gradients and AdamW's moments over the processes, in place of a copy in each.
     """
     if not 0 <= warmup_share < 1:  # Trainer would read 1 as one update
         raise ValueError(f"warmup_share is {warmup_share}: give the share of all updates, from 0 to below 1")
+    use_cpu = use_cpu and not (fsdp and torch.cuda.is_available())  # FSDP takes a model from the CPU, shard by shard
     return TrainingArguments(
         output_dir=str(output_dir),
         learning_rate=learning_rate,
