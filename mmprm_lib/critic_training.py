@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import policy
+from .checkpoints import agreed, first, shaping
 from .choices import ChoiceRule
 from .critique import (
     BLOCK_SEPARATOR,
@@ -75,16 +76,19 @@ def train(
     """
     form = FORMATS[form] if isinstance(form, str) else form
     texts = training_texts(processor, records, problems, form)
-    base = TransformersGenerator(model, processor).fingerprint
+    base = TransformersGenerator(model, processor).fingerprint if first() else ""
     learnt = [[p.problem_id, p.image_sha256, prompt, target] for p, prompt, target in texts]
     words = START_WORDS if word_init else {}
-    key = fingerprint(["critic", FORMAT, base, fingerprint(learnt), verdict_weight, error_weight, words, options])
+    shape = [verdict_weight, error_weight, words, shaping(options)]
+    key = agreed(fingerprint(["critic", FORMAT, base, fingerprint(learnt), *shape]))
     if (again := policy.taken(output_dir, key, model, trust_remote_code)) is not None:
         return again
     start_words(model, processor.tokenizer, words)
     weigh = loss_weights(processor.tokenizer, form, verdict_weight, error_weight)
     tuned = policy.tune(model, processor, texts, output_dir, weigh=weigh, **options)
-    write_bytes(Path(output_dir) / FORM_FILE, [json.dumps({"format": FORMAT, "fields": form.fields}).encode(), b"\n"])
+    if first():
+        text = json.dumps({"format": FORMAT, "fields": form.fields})
+        write_bytes(Path(output_dir) / FORM_FILE, [text.encode(), b"\n"])
     return policy.kept(output_dir, key, tuned)
 
 

@@ -1,5 +1,6 @@
 """Vision-language models: loading any of the Auto classes, and the architecture of the embedded base."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,13 +119,15 @@ def new_base(seed: int = 0, tokenizer=None, **sizes: int) -> LlavaForConditional
 
 def load(
     path: str | Path = "embedded",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    device: str = "",
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """(model, processor) of a checkpoint folder or hub id; "embedded" is the base that is shipped with the package.
 
-    Only safetensors are read; code of the checkpoint runs only if `trust_remote_code` is set.
+    Only safetensors are read; code of the checkpoint runs only if `trust_remote_code` is set. `device`: a GPU if there
+    is one.
     """
     source = EMBEDDED if str(path) == "embedded" else path
     if str(path) == "embedded" and not (EMBEDDED / "config.json").exists():
@@ -134,7 +137,16 @@ def load(
     processor = AutoProcessor.from_pretrained(source, **options)
     processor.tokenizer.padding_side = "left"
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """The sha256 of all weights of a module, with their names, types and shapes, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for key, tensor in module.state_dict().items():
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -145,10 +157,13 @@ def has_bf16(device: torch.device) -> bool:
 
 
 @contextmanager
-def training_attention(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Within the block, attention on a CPU is plain matrix products: the fused kernel's backward pass is far slower."""
+def training_attention(model: PreTrainedModel, device: torch.device | None = None) -> Iterator[PreTrainedModel]:
+    """Within the block, attention on a CPU is plain matrix products: the fused kernel's backward pass is far slower.
+
+    `device` is where it trains, that of the model if not given.
+    """
     before = model.config._attn_implementation
-    if model.device.type == "cpu":
+    if (device or model.device).type == "cpu":
         model.set_attn_implementation("eager")
     try:
         yield model

@@ -17,6 +17,7 @@ from transformers import PrinterCallback
 
 from . import models, world
 from .architecture import check_packing, context_length, vision_towers
+from .checkpoints import agreed, clear, first, shaping
 from .data import frame
 from .encoding import Encoded, Encoder
 from .generation import TransformersGenerator
@@ -25,7 +26,7 @@ from .packing import Packed, packed_texts, rows_per_batch
 from .packing import tensors as packed_tensors
 from .schema import Problem, Solution, fingerprint, write_bytes
 from .steps import FORMATS, end_of_turn, join, neutralise, policy_prompt, split
-from .training import UpdateTrainer, training_arguments, with_lora
+from .training import UpdateTrainer, gathered, training_arguments, with_lora
 
 Pair = tuple[Problem, list[str]]  # a problem and the steps of a worked solution
 Text = tuple[Problem, str, str]  # a problem, a prompt with its image, and the text to be learnt
@@ -164,9 +165,9 @@ class TokenTrainer(UpdateTrainer):
 
 def tune(
     model: Any, processor: Any, texts: Sequence[Text], output_dir: str | Path, *, learning_rate: float,
-    epochs: float = 1.0, batch_size: int = 64, gradient_accumulation: int = 1, lora_rank: int = 0,
-    freeze_vision: bool = True, warmup_share: float = 0.05, weight_decay: float = 0.0, bf16: bool = False,
-    max_length: int = 0, seed: int = 0, weigh: Weigh | None = None, pack_size: int = 1,
+    epochs: float = 1.0, batch_size: int = 64, weight_decay: float = 0.0, lora_rank: int = 0,
+    freeze_vision: bool = True, max_length: int = 0, seed: int = 0, weigh: Weigh | None = None, pack_size: int = 1,
+    **training: Any,
 ) -> tuple[Any, list[dict]]:  # fmt: skip
     """(model, history): the model, tuned in place on texts and saved in `output_dir`, and its loss curve.
 
@@ -174,6 +175,8 @@ def tune(
     `max_length` 0 is the model's context. The history holds step, epoch, loss (nats per token), learning_rate and
     grad_norm, and last n_train and n_dropped, the over-long solutions. ValueError if none is left. `weigh`: see
     `text_rows`. `pack_size`: texts on one prompt that share a row (see `packing`); `batch_size` counts every one.
+    `training`: more of `training_arguments`. With `save_steps`, a training that was killed goes on from its last
+    checkpoint; `kept` removes it.
     """
     check_packing(model, pack_size)
     torch.manual_seed(seed)  # peft draws its matrices
@@ -182,27 +185,30 @@ def tune(
     if not data:
         raise ValueError(f"none of {len(texts)} solutions fits into {encoder.max_length} tokens: raise max_length")
     arguments = training_arguments(
-        output_dir, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, bf16=bf16, seed=seed,
-        gradient_accumulation=gradient_accumulation, warmup_share=warmup_share, weight_decay=weight_decay,
-        use_cpu=model.device.type == "cpu",
+        output_dir, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay,
+        seed=seed, use_cpu=model.device.type == "cpu", **training,
     )  # fmt: skip
     n_texts = len(data)
     if pack_size > 1:
         data = packed_texts(data, pack_size)
         arguments.per_device_train_batch_size = rows_per_batch(batch_size, n_texts, len(data))
-    n_updates = epochs * math.ceil(len(data) / (arguments.per_device_train_batch_size * gradient_accumulation))
+    n_rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    n_updates = epochs * math.ceil(len(data) / n_rows)
     arguments.logging_steps = max(1, int(n_updates) // N_LOGGED)
     # grouped by length, a small corpus would be seen family by family: the loss jumps where a group begins
     arguments.train_sampling_strategy = "random"
-    with models.frozen(vision_towers(model) if freeze_vision else []), models.training_attention(model):
+    towers = vision_towers(model) if freeze_vision else []
+    with models.frozen(towers), models.training_attention(model, arguments.device):
         tuned = with_lora(model, lora_rank, None) if lora_rank else model
         kind = TokenTrainer if weigh or not getattr(model, "accepts_loss_kwargs", True) else UpdateTrainer
         trainer = kind(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
         trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
-        trainer.train()
+        resumes = arguments.save_strategy != "no"
+        trainer.train_from(trainer.training_key(processor.image_processor.to_json_string()) if resumes else "")
     trainer.accelerator.unwrap_model(tuned, keep_fp32_wrapper=False)  # else its forward pass stays in mixed precision
-    model = (tuned.merge_and_unload() if lora_rank else tuned).eval()
-    if trainer.is_world_process_zero():
+    gathered(tuned)
+    if first():
+        model = (tuned.merge_and_unload() if lora_rank else tuned).eval()
         model.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)
     return model, [*_curve(trainer.state.log_history), {"n_train": n_texts, "n_dropped": n_dropped}]
@@ -229,9 +235,9 @@ def fine_tuned(
 
     It is the same if base weights, prompts, solutions, images and options are.
     """
-    base = TransformersGenerator(model, processor).fingerprint
+    base = TransformersGenerator(model, processor).fingerprint if first() else ""
     learnt = [[p.problem_id, policy_prompt(p, processor), p.image_sha256, steps] for p, steps in pairs]
-    key = fingerprint([FORMAT, base, fingerprint(learnt), options])
+    key = agreed(fingerprint([FORMAT, base, fingerprint(learnt), shaping(options)]))
     again = taken(output_dir, key, model, trust_remote_code)
     return again or kept(output_dir, key, fine_tune(model, processor, pairs, output_dir, **options))
 
@@ -245,18 +251,22 @@ def taken(
     of another key is removed: from here on the folder vouches for nothing.
     """
     file = Path(output_dir) / "training.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
-    if found.get("key") != key:
-        file.unlink(missing_ok=True)
+    found = json.loads(file.read_text()) if file.exists() and first() else {}
+    if agreed(found.get("key", "")) != key:
+        if first():
+            file.unlink(missing_ok=True)
         return None
+    found = json.loads(file.read_text())
     again, _ = models.load(output_dir, dtype=model.dtype, trust_remote_code=trust_remote_code)
     return again.to(model.device), found["history"]
 
 
 def kept(output_dir: str | Path, key: str, tuned: tuple[Any, list[dict]]) -> tuple[Any, list[dict]]:
-    """`tuned`, (model, history), after `training.json` says what the folder holds."""
-    text = json.dumps({"key": key, "history": tuned[1]}, indent=1)
-    write_bytes(Path(output_dir) / "training.json", [text.encode(), b"\n"])
+    """`tuned`, (model, history), after `training.json` says what the folder holds and its checkpoints are gone."""
+    if first():
+        text = json.dumps({"key": key, "history": tuned[1]}, indent=1)
+        write_bytes(Path(output_dir) / "training.json", [text.encode(), b"\n"])
+        clear(output_dir)
     return tuned
 
 

@@ -18,15 +18,16 @@ import torch
 from tokenizers import AddedToken
 from transformers import PrinterCallback, TrainerCallback
 
-from mmprm_lib import models
+from mmprm_lib import checkpoints, models
 from mmprm_lib.architecture import check_packing, context_length, vision_towers
+from mmprm_lib.checkpoints import local, trained
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
 from mmprm_lib.packing import collate_packed, packed_rows, rows_per_batch, with_labels
-from mmprm_lib.schema import Problem, Solution, StepLabels
+from mmprm_lib.schema import Problem, Solution, StepLabels, write_bytes
 from mmprm_lib.scoring import Scorer, StepHead, label_ids
 from mmprm_lib.steps import FORMATS, MARKER, Format
-from mmprm_lib.training import UpdateTrainer, training_arguments, with_lora
+from mmprm_lib.training import UpdateTrainer, gathered, training_arguments, with_lora
 
 
 def add_marker(model, processor, marker_init: str = "mean") -> None:
@@ -61,6 +62,7 @@ class TrainedPRM:
     metrics: dict = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     n_train: int = 0
+    key: str = ""  # of the training, where a kill may not undo it
 
     def scorer(self, batch_size: int = 256, **options) -> Scorer:
         """A `Scorer` of this PRM."""
@@ -71,9 +73,9 @@ class TrainedPRM:
         path = Path(path)
         self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
-        kept = ("form", "history", "best_epoch", "metrics", "dropped", "n_train")
+        kept = ("form", "history", "best_epoch", "metrics", "dropped", "n_train", *(["key"] if self.key else []))
         text = json.dumps({key: value for key, value in asdict_of(self).items() if key in kept}, indent=1)
-        (path / "prm.json").write_text(text + "\n")
+        write_bytes(path / "prm.json", [text.encode(), b"\n"])  # last: it vouches for the rest
         return path
 
 
@@ -90,9 +92,9 @@ def load_prm(path: str | Path, **options) -> TrainedPRM:
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: {path} is no PRM saved by prm.train")
     kept = json.loads(file.read_text())
-    form = kept.pop("form")
+    form = _form(kept.pop("form"))
     model, processor = models.load(path, **options)
-    return TrainedPRM(Format(**{**form, "labels": tuple(form["labels"])}), model, processor, **kept)
+    return TrainedPRM(form, model, processor, **kept)
 
 
 class StepTrainer(UpdateTrainer):
@@ -127,16 +129,24 @@ class KeepBest(TrainerCallback):
         state.log_history.append(metrics)
         rank = (-(1.0 if metrics["brier"] is None else metrics["brier"]), metrics["auroc"] or 0.0)
         if self.rank is None or rank > self.rank:
-            trained = {n: p for n, p in self.head.named_parameters() if p.requires_grad}
             self.best, self.rank = metrics, rank
-            self.parameters = {name: p.detach().to("cpu", copy=True) for name, p in trained.items()}
+            self.parameters = {n: local(p.detach()).to("cpu", copy=True) for n, p in trained(self.head).items()}
 
     def restore(self) -> None:
         """Nothing; the head has the best epoch's parameters again."""
         with torch.no_grad():
-            for name, p in self.head.named_parameters():
+            for name, p in trained(self.head).items():
                 if name in self.parameters:
-                    p.copy_(self.parameters[name])
+                    local(p).copy_(self.parameters[name])
+
+    def state(self) -> tuple[dict[str, torch.Tensor], list]:
+        """(tensors, plain values) of the best epoch so far, for a checkpoint."""
+        return self.parameters, [self.best, self.rank]
+
+    def set_state(self, tensors: dict[str, torch.Tensor], plain: list) -> None:
+        """Nothing; goes on from what `state` gave and JSON carried."""
+        self.parameters, (self.best, rank) = tensors, plain
+        self.rank = rank and tuple(rank)
 
 
 def evaluate(scorer: Scorer, validation: list[Example]) -> dict:
@@ -224,7 +234,8 @@ def train(
     the marker PRM and the ORM, hard for the chat PRMs, as published. `lora_rank` 0 trains all weights, else LoRA,
     merged at the end. `freeze_vision` keeps the vision tower as it is (both papers). Without `eval_records` the last
     epoch is kept. `eval_problems` defaults to `problems`. `balance`: see `class_weights`; `train_history`: see
-    `training_rows`; the rest: `training_arguments`.
+    `training_rows`; the rest: `training_arguments`. With `save_steps`, a training that was killed and is called again
+    goes on from its last checkpoint, and one that has ended there is taken as it is.
     `pack_size`: solutions of one problem that share a row (see `packing`), of which `batch_size` counts every one.
     """
     form = FORMATS[kind] if isinstance(kind, str) else kind
@@ -247,15 +258,44 @@ def train(
     trainer = StepTrainer(head, arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper])
     trainer.weights = class_weights((y for r in rows for y in r["labels"] if y != IGNORED), len(form.labels), balance)
     trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
-    with models.training_attention(model):
-        trainer.train()
+    trainer.keeper = keeper
+    shaped = (asdict(form), trainer.weights, validation, processor.image_processor.to_json_string(), max_length)
+    key = trainer.training_key(*shaped) if arguments.save_strategy != "no" else ""
+    if key and (again := _finished(output_dir, key, model, processor)):
+        return again
+    with models.training_attention(model, arguments.device):
+        trainer.train_from(key)
     keeper.restore()
-    trained, best = head.vlm.merge_and_unload() if lora_rank else model, keeper.best or {}
-    past = (trainer.state.log_history, best.get("epoch"), best, dropped, n_rows)
-    prm = TrainedPRM(form, trained.eval(), processor, *past)
-    if trainer.is_world_process_zero():
+    gathered(head)
+    best = keeper.best or {}
+    prm = TrainedPRM(
+        form, model, processor, trainer.state.log_history, best.get("epoch"), best, dropped, n_rows, key
+    )
+    if checkpoints.first():
+        prm.model = (head.vlm.merge_and_unload() if lora_rank else model).eval()
         prm.save(output_dir)
+        checkpoints.clear(output_dir)
     return prm
+
+
+def _finished(output_dir: str | Path, key: str, model, processor) -> TrainedPRM | None:
+    """The PRM in `output_dir` if a training of this `key` has ended there, in the dtype and on the device of `model`.
+
+    Otherwise None, and the folder vouches for no PRM any more.
+    """
+    file = Path(output_dir) / "prm.json"
+    kept = json.loads(file.read_text()) if file.exists() and checkpoints.first() else {}
+    if checkpoints.agreed(kept.get("key", "")) != key:
+        if checkpoints.first():
+            file.unlink(missing_ok=True)
+        return None
+    kept = json.loads(file.read_text())
+    again = type(model).from_pretrained(output_dir, dtype=model.dtype, use_safetensors=True).to(model.device).eval()
+    return TrainedPRM(_form(kept.pop("form")), again, processor, **kept)
+
+
+def _form(kept: dict) -> Format:
+    return Format(**{**kept, "labels": tuple(kept["labels"])})
 
 
 def _head(form: Format, model, processor, lora_rank: int, freeze_vision: bool, marker_id: int | None) -> StepHead:

@@ -5,7 +5,6 @@ positions and at the label words' rows only. (MM-PRM computes the whole vocabula
 prompt once per candidate.)
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from mmprm_lib.architecture import context_length, shares_prompts, went_on
 from mmprm_lib.encoding import Encoded, Encoder
+from mmprm_lib.models import weights_hash
 from mmprm_lib.schema import Problem, Scores, fingerprint
 from mmprm_lib.steps import FORMATS, Format
 
@@ -50,6 +50,11 @@ class StepHead(nn.Module):
         super().__init__()
         self.vlm, self.frozen = vlm, tuple(frozen)
         self.register_buffer("labels", torch.tensor(labels), persistent=False)
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in vlm.modules():
+            for name, p in module.named_parameters(recurse=False):
+                places.setdefault(id(p), []).append((module, name))
+        self.shared = [found for found in places.values() if len(found) > 1]
 
     def train(self, mode: bool = True):
         """Self, in training or evaluation mode; frozen parts are always in the latter."""
@@ -57,6 +62,12 @@ class StepHead(nn.Module):
         for module in self.frozen:
             module.eval()
         return self
+
+    def tie_weights(self) -> None:
+        """Nothing; weights that were shared are shared again. FSDP asks for it after it has handed them out anew."""
+        for (module, name), *others in self.shared:
+            for other, its_name in others:
+                other._parameters[its_name] = module._parameters[name]
 
     def gradient_checkpointing_enable(self, **options) -> None:
         """Nothing; Trainer calls it where activations are to be computed again in the backward pass."""
@@ -143,19 +154,14 @@ class Scorer:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over weights, format, tokenizer, image processing and history: what a score depends on."""
-        digest = hashlib.sha256()
-        for key, tensor in self.head.vlm.state_dict().items():
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(
-                tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-            )
+        weights = weights_hash(self.head.vlm)
         processor = self.encoder.processor
         texts = [
             self.encoder.tokenizer.backend_tokenizer.to_str(),
             str(processor.chat_template),
             processor.image_processor.to_json_string(),
         ]
-        return fingerprint([TEMPLATE_VERSION, asdict(self.form), digest.hexdigest(), texts, self.history, self.bf16])
+        return fingerprint([TEMPLATE_VERSION, asdict(self.form), weights, texts, self.history, self.bf16])
 
     def score(self, problems: Problem | Iterable[Problem], solutions: Sequence) -> list[np.ndarray]:
         """One float32 array per solution (records with `solution_id`, `problem_id` and `steps`), one score in [0, 1]

@@ -1,18 +1,25 @@
-"""Training in two processes, really started by torchrun, against one; and what its errors say."""
+"""Training in two processes, really started by torchrun, against one: whole copies and shards; and what errors say."""
 
 from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from mmprm_lib import data, launch, models
-from mmprm_lib.schema import StepLabels
+from mmprm_lib import critique, data, launch, models, world
+from mmprm_lib.schema import StepLabels, write_records
+from tests.conftest import REPOSITORY
 
 SETTINGS = {"labels": "soft", "epochs": 10.0, "learning_rate": 1.0e-3, "batch_size": 4, "pack_size": 2}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def made(tmp_path_factory):
     """(problems, records, folder of a checkpoint): 8 problems, 2 solutions each; random weights."""
     folder = tmp_path_factory.mktemp("launch")
     problems = data.from_world({"train": 8}, 0, folder)
@@ -34,37 +41,135 @@ def losses(prm):
     return [row["loss"] for row in prm.history if "loss" in row]
 
 
-def test_two_processes_learn_what_one_learns(world, tmp_path):
-    problems, records, start = world
-    # 8 rows of 2 solutions; an update takes 4 rows: 2 forward passes of one process, or 1 of each of two
-    one, two = (
-        launch.train(
-            n, "marker", records, problems, start, tmp_path / str(n), gradient_accumulation=2 // n,
-            eval_records=records[:4], **SETTINGS,
-        )
-        for n in (1, 2)
-    )  # fmt: skip
-    assert len(losses(one)) == 2 and losses(one)[1] < losses(one)[0]
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    assert (two.best_epoch, two.n_train, two.dropped) == (one.best_epoch, 16, one.dropped)
-    first, second = one.model.state_dict(), two.model.state_dict()
+def apart(one, two):
+    """The largest distance between two models' weights."""
+    first, second = one.state_dict(), two.state_dict()
     assert first.keys() == second.keys()
-    apart = max(float((first[k] - second[k]).abs().max()) for k in first if first[k].is_floating_point())
-    assert apart < 1e-4, f"weights are {apart:.1e} apart"
-    before = models.load(start)[0].state_dict()
-    moved = max(float((first[k] - w).abs().max()) for k, w in before.items() if first[k].shape == w.shape)
-    assert moved > 100 * apart, "nothing was learnt"
-    ours, theirs = (np.concatenate(found.scorer().score(problems, records)) for found in (one, two))
+    return max(float((first[k] - second[k]).abs().max()) for k in first if first[k].is_floating_point())
+
+
+@pytest.fixture(scope="module")
+def alone(made, tmp_path_factory):
+    """The PRM of one process, which has moved far."""
+    problems, records, start = made
+    folder = tmp_path_factory.mktemp("alone")
+    one = launch.train(
+        "marker", records, problems, start, folder, gradient_accumulation=2, eval_records=records[:4], **SETTINGS
+    )
+    before, after = models.load(start)[0].state_dict(), one.model.state_dict()
+    moved = max(float((after[k] - w).abs().max()) for k, w in before.items() if after[k].shape == w.shape)
+    assert moved > 5e-4 and len(losses(one)) == 2 and losses(one)[1] < losses(one)[0]
+    return one
+
+
+@pytest.mark.parametrize("options", [{}, {"fsdp": True, "gradient_checkpointing": True}], ids=["copies", "shards"])
+def test_two_processes_learn_what_one_learns(made, alone, tmp_path, options):
+    problems, records, start = made
+    # 8 rows of 2 solutions; an update takes 4 rows: 2 forward passes of one process, or 1 of each of two
+    two = launch.train(
+        "marker", records, problems, start, tmp_path, n_processes=2, eval_records=records[:4], **SETTINGS, **options
+    )
+    assert losses(two) == pytest.approx(losses(alone), rel=1e-4)
+    assert (two.best_epoch, two.n_train, two.dropped) == (alone.best_epoch, 16, alone.dropped)
+    assert apart(alone.model, two.model) < 1e-5
+    ours, theirs = (np.concatenate(found.scorer().score(problems, records)) for found in (alone, two))
     assert theirs == pytest.approx(ours, abs=1e-4)
 
 
-def test_what_fails_in_a_process_is_told(world, tmp_path):
-    problems, records, start = world
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"fsdp": True}], ids=["copies", "shards"])
+def test_lora_in_two_processes_is_lora_in_one(made, tmp_path, options):
+    problems, records, start = made
+    settings = {**SETTINGS, "lora_rank": 4, "epochs": 3.0}
+    one = launch.train("marker", records, problems, start, tmp_path / "1", gradient_accumulation=2, **settings)
+    two = launch.train("marker", records, problems, start, tmp_path / "2", n_processes=2, **settings, **options)
+    assert apart(one.model, two.model) < 1e-6
+    assert not any("lora" in name for name in two.model.state_dict())  # merged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"fsdp": True}, {"fsdp": True, "lora_rank": 4}], ids=str)
+def test_a_policy_of_two_processes_is_that_of_one(made, tmp_path, options):
+    problems, _, start = made
+    pairs = [(p, world.solve(p)) for p in problems]
+    settings = {"learning_rate": 1e-3, "epochs": 3.0, "batch_size": 2, "lora_rank": options.get("lora_rank", 0)}
+    one, _, history = launch.tune_policy(pairs, start, tmp_path / "1", gradient_accumulation=2, **settings)
+    two, _, ours = launch.tune_policy(pairs, start, tmp_path / "2", n_processes=2, **{**settings, **options})
+    assert apart(one, two) < 1e-5
+    assert [r.get("loss") for r in ours] == pytest.approx([r.get("loss") for r in history], rel=1e-4)
+    # what is there is taken: no update is made again
+    before = (tmp_path / "2" / "model.safetensors").stat().st_mtime_ns
+    launch.tune_policy(pairs, start, tmp_path / "2", n_processes=2, **{**settings, **options})
+    assert (tmp_path / "2" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_critic_of_two_processes_is_that_of_one(made, tmp_path):
+    problems, _, start = made
+    records = [
+        critique.TeacherCritique(
+            solution_id=p.problem_id, problem_id=p.problem_id, steps=["Bar A is 2."], teacher="t",
+            critique=critique.Critique(
+                solution_id=p.problem_id, first_error=0, corrected_step=None, parse="ok",
+                steps=[{"intent": "It reads bar A.", "image": "It is so.", "logic": "Fine.", "verdict": "correct",
+                        "p_correct": None}],
+            ),
+        )
+        for p in problems
+    ]  # fmt: skip
+    settings = {"learning_rate": 1e-3, "epochs": 2.0, "batch_size": 2, "verdict_weight": 3.0, "word_init": True}
+    one, _, _ = launch.train_critic(records, problems, start, tmp_path / "1", gradient_accumulation=2, **settings)
+    two, _, _ = launch.train_critic(records, problems, start, tmp_path / "2", n_processes=2, **settings)
+    assert apart(one, two) < 1e-5
+    assert (tmp_path / "2" / "critic.json").read_text() == (tmp_path / "1" / "critic.json").read_text()
+
+
+CALL = """
+import sys
+from pathlib import Path
+from mmprm_lib import launch
+from mmprm_lib.schema import Problem, StepLabels, read_records
+folder, out, fsdp = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+problems = read_records(folder / "problems.jsonl", Problem)
+for problem in problems:
+    problem._root = folder
+records = read_records(folder / "records.jsonl", StepLabels)
+launch.train("marker", records, problems, folder / "start", out, n_processes=2, save_steps=3, fsdp=fsdp,
+             eval_records=records[:4], labels="soft", epochs=10.0, learning_rate=1e-3, batch_size=4, pack_size=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True], ids=["copies", "shards"])
+def test_two_processes_whose_caller_is_killed_end_and_go_on_when_called_again(made, alone, tmp_path, fsdp):
+    problems, records, start = made
+    write_records(start.parent / "problems.jsonl", problems)
+    write_records(start.parent / "records.jsonl", records)
+    command = [sys.executable, "-c", CALL, str(start.parent), str(tmp_path), str(fsdp)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, env=environment) as process:
+        while not list(tmp_path.glob("checkpoint-??")):  # after more than two epochs
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    time.sleep(3)  # its processes end by themselves
+    (left,) = [p.name for p in tmp_path.iterdir() if p.suffix != ".part"]
+    time.sleep(3)
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".part"] == [left] and left != "checkpoint-20"
+    subprocess.run(command, env=environment, check=True)
+    assert not list(tmp_path.glob("checkpoint-*"))
+    assert apart(alone.model, launch.prm.load_prm(tmp_path).model) < 1e-5
+
+
+def test_what_fails_in_a_process_is_told(made, tmp_path):
+    problems, records, start = made
     with pytest.raises(RuntimeError, match=r"(?s)training in 2 processes failed.*warmup_share is 1.5"):
-        launch.train(2, "marker", records, problems, start, tmp_path, warmup_share=1.5, **SETTINGS)
+        launch.train("marker", records, problems, start, tmp_path, n_processes=2, warmup_share=1.5, **SETTINGS)
 
 
-def test_no_process_is_refused(world, tmp_path):
-    problems, records, start = world
+def test_no_process_is_refused_and_so_are_shards_in_one(made, tmp_path):
+    problems, records, start = made
     with pytest.raises(ValueError, match="n_processes is 0"):
-        launch.train(0, "marker", records, problems, start, tmp_path, **SETTINGS)
+        launch.train("marker", records, problems, start, tmp_path, n_processes=0, **SETTINGS)
+    with pytest.raises(ValueError, match="set n_processes to 2 or more"):
+        launch.train("marker", records, problems, start, tmp_path, fsdp=True, **SETTINGS)
