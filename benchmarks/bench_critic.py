@@ -16,6 +16,7 @@ from common import keep, place
 from mmprm_lib import data, evaluation, models
 from mmprm_lib.critic import Critic
 from mmprm_lib.critic_training import form_of
+from mmprm_lib.generation import TransformersGenerator
 
 
 class Anew:
@@ -37,9 +38,8 @@ class Anew:
 
 def speed(model, processor, form, problems: list, solutions: list, batch_size: int, anew: bool) -> float:
     """Step scores per second of one call."""
-    critic = Critic(model, processor, form, batch_size)
-    if anew:
-        critic.generator = Anew(critic.generator)
+    generator = TransformersGenerator(model, processor, batch_size)
+    critic = Critic(Anew(generator) if anew else generator, form)
     start = time.perf_counter()
     for _ in critic.critique(problems, solutions):
         pass

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from .choices import Probs
-from .decoding import ChoiceSampling, Sampling
+from .decoding import Sampling
 from .schema import Problem, fingerprint
 
 
@@ -70,12 +70,10 @@ class Generator(Protocol):
         ...
 
 
-def check_plain(n: int, sampling: Sampling) -> None:
-    """Nothing; ValueError for no samples, and for choices at a cue, which only the transformers back end draws."""
+def check_number(n: int) -> None:
+    """Nothing; ValueError for no samples."""
     if n < 1:
         raise ValueError(f"n is {n}: draw at least 1 sample per request")
-    if isinstance(sampling, ChoiceSampling):
-        raise ValueError("choices at a cue are drawn by the transformers back end alone: use it for critics")
 
 
 Finished = tuple[Request, list[Completion]]
@@ -85,6 +83,13 @@ More = Callable[[Request, int, Completion], Request | None]
 
 def nothing_more(request: Request, sample: int, completion: Completion) -> None:
     """None: no text goes on from its completion."""
+
+
+def follows(request: Request, completions: Sequence[Completion], more: More) -> Iterator[Request]:
+    """What goes on from completions, as `more` says; of what failed it is not asked."""
+    for sample, completion in enumerate(completions):
+        if not completion.error and (follow := more(request, sample, completion)) is not None:
+            yield follow
 
 
 def failed(request: Request, n: int, error: Exception) -> Finished:

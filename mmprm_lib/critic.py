@@ -29,7 +29,7 @@ from .critique import (
     VERDICTS,
     Format,
 )
-from .generation import ChoiceSampling, Completion, Request, TransformersGenerator
+from .generation import ChoiceSampling, Completion, Generator, Request
 from .labeling import _named, _resumed
 from .schema import Critique, Problem, Solution, fingerprint
 
@@ -105,18 +105,16 @@ class _Work:
 
 
 class Critic:
-    """A generative PRM: solutions in, critiques out.
+    """A generative PRM, drawn by any generator that knows `more` and choices: solutions in, critiques out.
 
     Solutions of one problem with the same steps are judged once, within a call and from call to call. `counts` adds up
     n_critiques (drawn), n_reused (solutions that got the critique of another), n_verdicts, n_low_coverage (verdicts),
     n_forced (verdicts at a cap), n_unreadable (critiques) and n_tokens (generated).
     """
 
-    def __init__(
-        self, model: Any, processor: Any, form: Format | str = "critique", batch_size: int = 256, name: str = "critic"
-    ) -> None:
+    def __init__(self, generator: Generator, form: Format | str = "critique") -> None:
         self.form = FORMATS[form] if isinstance(form, str) else form
-        self.generator, self.name = TransformersGenerator(model, processor, batch_size, name), name
+        self.generator = generator
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         self._known: dict[str, Critique] = {}
 

@@ -11,6 +11,7 @@ import base64
 import os
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -114,21 +115,27 @@ def _plus(total: Usage, reply: Reply, n_retries: int = 0) -> Usage:
 # -- the endpoint
 
 
-def at_once(most: int, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def at_once(
+    most: int, work: Callable[[T], R], items: Iterable[T], more: Callable[[R], Iterable[T]] = lambda result: ()
+) -> Iterator[R]:
     """What `work` makes of each item, as they finish, in any order; at most `most` are in the works.
 
-    Items are read as there is room for them. Threads, not asyncio: a notebook's own loop is running already.
+    Items are read as there is room for them; those that `more` makes of a result come before all others. Threads, not
+    asyncio: a notebook's own loop is running already.
     """
-    pool, items = ThreadPoolExecutor(most), iter(items)
+    pool, items, first = ThreadPoolExecutor(most), iter(items), deque[T]()
     flying, results = set[Future[R]](), list[R]()
     try:
         while True:
-            flying |= {pool.submit(work, item) for item in islice(items, most - len(flying))}
+            room = most - len(flying)
+            taken = [first.popleft() for _ in range(min(room, len(first)))]
+            flying |= {pool.submit(work, item) for item in (*taken, *islice(items, room - len(taken)))}
             yield from results  # only now, so that the server works while the caller does
             if not flying:
                 return
             done, flying = wait(flying, return_when=FIRST_COMPLETED)
             results = [future.result() for future in done]
+            first.extend(item for result in results for item in more(result))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from . import models
-from .asking import Completion, Finished, More, Request, check_plain, failed, nothing_more
+from .asking import Completion, Finished, More, Request, check_number, failed, follows, nothing_more
+from .choices import ChoiceRule
 from .data import open_image
-from .decoding import Sampling
+from .decoding import ChoiceSampling, Sampling
 from .fingerprints import fingerprint, sha256_of
 from .generation import PREPARING
-from .prompts import cut_at
+from .pieces import Chain
+from .prompts import cut_at, text_of
 from .protocol import seed_of
 from .run import write_json
 from .steps import adds_special_tokens, neutralise, policy_prompt, prefix_text
@@ -36,10 +38,14 @@ IN_FLIGHT = 512  # sequences that the engine is given at once; it batches them i
 
 @dataclass
 class _Flight:
-    """A request in the engine, and how many samples are wanted."""
+    """What is in the engine: a request of n samples, or (`chain`) one sample of it that has choices, piece by piece."""
 
     request: Request
     n: int
+    n_distinct: int
+    n_wanted: int
+    chain: Chain | None = None
+    found: dict[int, Completion] = field(default_factory=dict)  # of all chains of the request
 
 
 def readable(source: str, folder: Path) -> str:
@@ -73,8 +79,8 @@ class VllmGenerator:
     `model`: a checkpoint folder, a hub id, or "embedded". A request passes its image once, however many samples are
     drawn, and prompts that begin alike share their cache (prefix caching). A sample depends on the seed, the request's
     key and its own number; other requests in the batch may change a logit in its last digits. `options` go to
-    `vllm.LLM` (dtype, tensor_parallel_size, max_model_len, gpu_memory_utilization, ...). ChoiceSampling, which critics
-    need, is refused.
+    `vllm.LLM` (dtype, tensor_parallel_size, max_model_len, gpu_memory_utilization, ...). With ChoiceSampling a text is
+    asked for in pieces (see `pieces`), of which the prefix cache keeps what both have in common.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class VllmGenerator:
             raise ValueError(f"in_flight is {in_flight}: give at least 1 sequence")
         try:
             import vllm
+            from vllm.platforms import current_platform
         except ImportError as error:
             raise ImportError(f"no vLLM in this environment ({error}): make vllm-env makes one") from None
         source = str(models.EMBEDDED if str(model) == "embedded" else model)
@@ -93,6 +100,8 @@ class VllmGenerator:
         self.tokenizer, self.in_flight, self.name = self.processor.tokenizer, in_flight, name or Path(source).name
         self.n_generated_tokens, self._n_asked, self._vllm, self._source = 0, 0, vllm, source
         settings = {"dtype": "auto", "enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 1}}
+        if current_platform.is_cpu():
+            settings["enable_chunked_prefill"] = False  # half a prompt with a seed ends vLLM 0.32's engine on a CPU
         settings |= {"disable_log_stats": True, "seed": 0, **options}
         self._shaping = {"vllm": vllm.__version__, "revision": revision} | {k: str(v) for k, v in settings.items()}
         self._folder = tempfile.TemporaryDirectory(prefix="mmprm_vllm_")
@@ -125,68 +134,111 @@ class VllmGenerator:
         self, requests: Iterable[Request], n: int, sampling: Sampling, more: More | None = None
     ) -> Iterator[Finished]:
         """Each request with its n completions, as they finish; `more` as of TransformersGenerator."""
-        check_plain(n, sampling)
+        check_number(n)
         if self._llm is None:
             raise ValueError(f"generator {self.name!r} is closed: make a new one")
         return self._stream(iter(requests), n, sampling, more or nothing_more)
 
     def _stream(self, requests: Iterator[Request], n: int, sampling: Sampling, more: More) -> Iterator[Finished]:
         engine, flying, drained = self._llm.llm_engine, dict[str, _Flight](), False
+        chosen = isinstance(sampling, ChoiceSampling)
+        ids = ChoiceRule(self.tokenizer, sampling.cue, sampling.choices).ids if chosen else []
         try:
             while flying or not drained:
                 while not drained and (not flying or sum(f.n for f in flying.values()) + n <= self.in_flight):
                     if (request := next(requests, None)) is None:
                         drained = True
                     else:
-                        yield from self._add(flying, request, n, sampling)
+                        yield from self._add(flying, request, n, sampling, ids)
                 for output in engine.step() if flying else ():
-                    if output.finished:
-                        flight = flying.pop(output.request_id)
-                        completions = self._completions(output, flight.n, sampling)
-                        yield flight.request, completions
-                        for sample, completion in enumerate(completions):
-                            if follow := more(flight.request, sample, completion):
-                                yield from self._add(flying, follow, 1, sampling)
+                    if output.finished and (done := self._landed(flying, output, sampling)):
+                        yield done
+                        for follow in follows(*done, more):
+                            yield from self._add(flying, follow, 1, sampling, ids)
         finally:
             if flying and self._llm is not None:  # the caller wants no more, or an error ended it
                 engine.abort_request(list(flying))
 
-    def _add(self, flying: dict[str, _Flight], request: Request, n: int, sampling: Sampling) -> Iterator[Finished]:
+    def _add(
+        self, flying: dict[str, _Flight], request: Request, n: int, sampling: Sampling, ids: list[int]
+    ) -> Iterator[Finished]:
         """Nothing, and the request is in flight; or its n errors, if it cannot be prepared."""
-        self._n_asked += 1
-        name = str(self._n_asked)
+        distinct = n if sampling.temperature else 1  # greedy samples are one another's copies
+        flights = [_Flight(request, distinct, distinct, n)]
+        if isinstance(sampling, ChoiceSampling):
+            before = neutralise(prefix_text(list(request.prefix)) + request.opening, self.tokenizer)
+            chains = [Chain(request, i, sampling, before, ids) for i in range(distinct)]
+            flights = [_Flight(request, 1, distinct, n, chain, flights[0].found) for chain in chains]
         try:
-            self._llm.llm_engine.add_request(name, *self._prepared(request, n, sampling))
-        except PREPARING as error:
+            for flight in flights:
+                self._fly(flying, flight, sampling)
+        except PREPARING as error:  # of the first of them: they differ in their seed alone
             yield failed(request, n, error)
-        else:
-            flying[name] = _Flight(request, n)
 
-    def _prepared(self, request: Request, n: int, sampling: Sampling) -> tuple[dict[str, Any], Any]:
+    def _fly(self, flying: dict[str, _Flight], flight: _Flight, sampling: Sampling) -> None:
+        """Nothing; the engine has the request, or the next piece of its chain. Raises what `_prepared` raises."""
+        self._n_asked += 1
+        prompt, params = self._prepared(flight.request, flight.n, sampling, flight.chain)
+        self._llm.llm_engine.add_request(str(self._n_asked), prompt, params)
+        flying[str(self._n_asked)] = flight
+
+    def _prepared(
+        self, request: Request, n: int, sampling: Sampling, chain: Chain | None = None
+    ) -> tuple[dict[str, Any], Any]:
         """The prompt as vLLM takes it, and its sampling parameters. ValueError or OSError if the image is of no use."""
         problem, tokens = request.problem, self.tokenizer
         text = policy_prompt(problem, self.processor, request.instruction)
         ids = tokens(text, add_special_tokens=adds_special_tokens(text, tokens))["input_ids"]
         before = prefix_text(list(request.prefix)) + request.opening
         ids += tokens(neutralise(before, tokens), add_special_tokens=False)["input_ids"] if before else []
+        if chain:
+            ids, (request, sampling) = ids + chain.ids, chain.piece()
         prompt = {
             "prompt_token_ids": ids,  # the image's placeholder once: vLLM expands it
             "multi_modal_data": {"image": open_image(problem)},
             "multi_modal_uuids": {"image": problem.image_sha256},
         }
+        last = {"output_kind": self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY}
+        if chain and chain.due:  # the token is not used, and the probabilities are those before any sampling
+            choices = {"logprob_token_ids": list(chain.order)}
+            return prompt, self._vllm.SamplingParams(max_tokens=1, temperature=0.0, **choices, **last)
         params = self._vllm.SamplingParams(
-            n=n if sampling.temperature else 1, temperature=sampling.temperature, top_p=sampling.top_p,
-            top_k=sampling.top_k, max_tokens=sampling.max_new_tokens, stop=list(sampling.stop) or None,
+            n=n, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+            max_tokens=sampling.max_new_tokens, stop=list(sampling.stop) or None,
             seed=seed_of(sampling.seed, request.seed_key), skip_special_tokens=True,
-            spaces_between_special_tokens=False, output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+            spaces_between_special_tokens=False, **last,
         )  # fmt: skip
         return prompt, params
 
-    def _completions(self, output: Any, n: int, sampling: Sampling) -> list[Completion]:
-        """The n completions of a finished request, in order of their number."""
-        found = []
-        for each in sorted(output.outputs, key=lambda o: o.index):
-            self.n_generated_tokens += len(each.token_ids)
-            reason = "stop" if each.finish_reason == "stop" else "length"
-            found.append(Completion(cut_at(each.text, sampling.stop), len(each.token_ids), reason))
-        return found * n if sampling.temperature == 0 else found  # greedy samples are one another's copies
+    def _landed(self, flying: dict[str, _Flight], output: Any, sampling: Sampling) -> Finished | None:
+        """The request with its completions, if that was the last of them; a chain that goes on is in flight again."""
+        flight = flying.pop(output.request_id)
+        request, chain, copies = flight.request, flight.chain, flight.n_wanted // flight.n_distinct
+        if not chain:
+            found = [self._completion(o, sampling) for o in sorted(output.outputs, key=lambda o: o.index)]
+            return request, found * copies
+        if (completion := self._piece(chain, output.outputs[0])) is None:
+            try:
+                self._fly(flying, flight, sampling)
+            except PREPARING as error:
+                [completion] = failed(request, 1, error)[1]
+        if completion:
+            flight.found[chain.sample] = completion
+        whole = completion and len(flight.found) == flight.n_distinct
+        return (request, [flight.found[i] for i in range(flight.n_distinct)] * copies) if whole else None
+
+    def _completion(self, output: Any, sampling: Sampling) -> Completion:
+        self.n_generated_tokens += len(output.token_ids)
+        reason = "stop" if output.finish_reason == "stop" else "length"
+        return Completion(cut_at(output.text, sampling.stop), len(output.token_ids), reason)
+
+    def _piece(self, chain: Chain, output: Any) -> Completion | None:
+        """The completion of a chain, if it ends with this piece."""
+        if chain.due:
+            tokens, reason = [chain.order[chain.choose([output.logprobs[0][i].logprob for i in chain.order])]], ""
+        else:
+            ended = "stop" if output.finish_reason == "stop" else "length"
+            tokens, reason = list(output.token_ids), "" if isinstance(output.stop_reason, str) else ended
+        chain.ids += tokens
+        self.n_generated_tokens += len(tokens)
+        return chain.wrote(text_of(self.tokenizer, chain.ids), len(chain.ids), reason)

@@ -10,11 +10,11 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
-from itertools import count, islice
+from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
-from .asking import Completion, Finished, More, Request, nothing_more
+from .asking import Finished, More, Request, follows, nothing_more
 from .decoding import Sampling
 from .schema import Problem, Scores
 
@@ -90,20 +90,20 @@ class Fleet:
             self._ray.kill(worker)
         self.workers = []
 
-    def spread(self, method: str, jobs: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
+    def spread(self, method: str, next_job: Callable[[], tuple | None]) -> Iterator[tuple[int, Any]]:
         """(number of the job, what the workers' method made of it), as they finish; a job is a tuple of arguments.
 
-        Jobs are read as workers have room for them, so that an endless iterable will do. What a method raises is
-        raised here.
+        Jobs are asked for as workers have room for them; where there is none now (None), there may be one after the
+        next that is done. What a method raises is raised here.
         """
         if not self.workers:
             raise ValueError(f"the fleet of {self.name!r} is closed: make a new one")
-        jobs, flying, load = zip(count(), jobs, strict=False), dict[Any, tuple[int, int]](), [0] * self.n_workers
+        flying, load, n_begun = dict[Any, tuple[int, int]](), [0] * self.n_workers, 0
         while True:
-            while min(load) < IN_FLIGHT and (job := next(jobs, None)):
+            while min(load) < IN_FLIGHT and (job := next_job()):
                 place = load.index(min(load))
-                flying[getattr(self.workers[place], method).remote(*job[1])] = (job[0], place)
-                load[place] += 1
+                flying[getattr(self.workers[place], method).remote(*job)] = (n_begun, place)
+                load[place], n_begun = load[place] + 1, n_begun + 1
             if not flying:
                 return
             [done], _ = self._ray.wait(list(flying), num_returns=1)
@@ -137,18 +137,23 @@ class FleetGenerator(Fleet):
     def sample(
         self, requests: Iterable[Request], n: int, sampling: Sampling, more: More | None = None
     ) -> Iterator[Finished]:
-        """Each request with its n completions, as they finish; `more` as of TransformersGenerator."""
-        follow, waiting = more or nothing_more, deque[Request]()
-        while True:
-            tasks = ((part, n, sampling) for part in self._parts(requests, n))
-            for _, (found, n_tokens) in self.spread("sample", tasks):
-                self.n_generated_tokens += n_tokens
-                for request, completions in found:
-                    yield request, completions
-                    waiting.extend(_follows(request, completions, follow))
+        """Each request with its n completions, as they finish; `more` as of TransformersGenerator.
+
+        What goes on comes before new requests, so that few texts are open at once.
+        """
+        new, waiting, follow = self._parts(requests, n), deque[Request](), more or nothing_more
+
+        def next_job() -> tuple | None:
             if not waiting:
-                return
-            requests, n, waiting = list(waiting), 1, deque()
+                return (part, n, sampling) if (part := next(new, None)) else None
+            size = min(SEQUENCES, -(-len(waiting) // self.n_workers))
+            return [waiting.popleft() for _ in range(size)], 1, sampling
+
+        for _, (found, n_tokens) in self.spread("sample", next_job):
+            self.n_generated_tokens += n_tokens
+            for request, completions in found:
+                yield request, completions
+                waiting.extend(follows(request, completions, follow))
 
     def _parts(self, requests: Iterable[Request], n: int) -> Iterator[list[Request]]:
         """The requests in tasks; few requests are dealt out evenly."""
@@ -156,12 +161,6 @@ class FleetGenerator(Fleet):
         while window := list(islice(requests, most * self.n_workers)):
             size = -(-len(window) // self.n_workers)
             yield from (window[start : start + size] for start in range(0, len(window), size))
-
-
-def _follows(request: Request, completions: Sequence[Completion], more: More) -> Iterator[Request]:
-    for sample, completion in enumerate(completions):
-        if (follow := more(request, sample, completion)) is not None:
-            yield follow
 
 
 class FleetScorer(Fleet):
@@ -174,7 +173,7 @@ class FleetScorer(Fleet):
         parts = (solutions[start : start + size] for start in range(0, len(solutions), size))
         jobs = (([known[name] for name in {s.problem_id: 0 for s in part} if name in known], part) for part in parts)
         ready, due = dict[int, list[Scores]](), 0
-        for number, records in self.spread("score", jobs):
+        for number, records in self.spread("score", partial(next, jobs, None)):
             ready[number] = records
             while due in ready:
                 yield from ready.pop(due)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -21,11 +22,27 @@ class _Message(BaseModel):
     refusal: str | None = None
 
 
+class _Token(BaseModel):
+    token: str
+    logprob: float
+
+
+class _Place(BaseModel):
+    top_logprobs: list[_Token] = []
+
+
+class _Logprobs(BaseModel):
+    content: list[_Place] | None = None
+
+
 class _Choice(BaseModel):
     index: int = 0
     message: _Message
     finish_reason: str | None = None
     token_ids: list[int] | None = None  # vLLM sends them where they are asked for
+    stop_reason: int | str | None = None  # vLLM: the stop string; None or a token if the model ended its turn
+    matched_stop: int | str | None = None  # the same of SGLang
+    logprobs: _Logprobs | None = None
 
 
 class _Counts(BaseModel):
@@ -95,4 +112,45 @@ def completions(raw: bytes, n: int) -> list[Completion]:
         else:
             reason = "length" if choice.finish_reason == "length" else "stop"
             found.append(Completion(choice.message.content or "", n_tokens, reason))
+    return found
+
+
+def n_completion_tokens(raw: bytes) -> int | None:
+    """The tokens that an answer took, all its choices together; None where the server does not say."""
+    return _checked(raw).counts.completion_tokens
+
+
+def piece(raw: bytes) -> tuple[Completion, str | None]:
+    """The one completion of an answer, and the string that stopped it; None if it ended by itself or was cut.
+
+    ValueError if the answer is malformed, or does not say which of these it was.
+    """
+    [completion], choice = completions(raw, 1), _checked(raw).choices[0]
+    if completion.finish_reason == "stop" and not {"stop_reason", "matched_stop"} & choice.model_fields_set:
+        raise ValueError("the server does not say what stopped a text (stop_reason), as choices at a cue need it")
+    met = [s for s in (choice.stop_reason, choice.matched_stop) if isinstance(s, str)]
+    return completion, met[0] if met and completion.finish_reason == "stop" else None
+
+
+def likely(raw: bytes, choices: Sequence[str], ids: Sequence[int]) -> list[tuple[str, float]]:
+    """Of each choice its first token, as the answer spells it, and the log-probability of that.
+
+    `ids`: the choices' first tokens, where they are known; "" for the spelling then. Else that token is taken with
+    which this choice alone begins, the longest of those that the answer holds. ValueError naming a choice of which the
+    answer tells nothing: its probability is unknown, which is not 0.
+    """
+    given = _checked(raw).choices[0].logprobs
+    tokens = given.content[0].top_logprobs if given and given.content else []
+    found = []
+    for i, choice in enumerate(choices):
+        others = [c for c in choices if c != choice]
+        mine = [t for t in tokens if t.token == f"token_id:{ids[i]}"] if ids else [
+            t for t in tokens if t.token and choice.startswith(t.token)
+            and not any(other.startswith(t.token) for other in others)
+        ]  # fmt: skip
+        if not mine:
+            told = f"among the {len(tokens)} likeliest tokens that the server tells"
+            raise ValueError(f"choice {choice!r} is not {told}: its probability is unknown")
+        best = max(mine, key=lambda t: len(t.token))
+        found.append(("" if ids else best.token, best.logprob))
     return found

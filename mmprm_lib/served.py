@@ -7,17 +7,19 @@ The text of a prefix is continued inside the assistant turn, which takes a serve
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, TypeVar
 
 from . import protocol
-from .asking import Completion, Finished, More, Request, check_plain, failed, nothing_more
-from .decoding import Sampling
+from .asking import Completion, Finished, More, Request, check_number, failed, follows, nothing_more
+from .choices import ChoiceRule
+from .decoding import ChoiceSampling, Sampling
 from .endpoint import Endpoint, Reply, at_once, image_url
 from .fingerprints import fingerprint
+from .pieces import Chain
 from .prompts import cut_at
 from .protocol import seed_of
 from .steps import STEP_SEPARATOR, neutralise, prefix_text, question_text
@@ -25,6 +27,7 @@ from .steps import STEP_SEPARATOR, neutralise, prefix_text, question_text
 # How vLLM and SGLang are told to go on with the last message, and vLLM to say which tokens belong to which choice.
 CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
 COUNTED = {"return_token_ids": True}
+TOLD = {"logprobs": True, "top_logprobs": 20}  # of the token after a cue; more than 20 no server tells
 # What spells a special token of some model, where the server's own are not known.
 SPECIAL = [
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>"),
@@ -32,6 +35,9 @@ SPECIAL = [
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<start_of_image>", "<IMG_CONTEXT>"),
     *("<image>", "<img>", "</img>", "<pad>", "<unk>", "<prm>"),
 ]
+
+
+T = TypeVar("T")
 
 
 class ServedGenerator:
@@ -42,6 +48,11 @@ class ServedGenerator:
     say which tokens belong to which choice ({} if it cannot; then a prefix or opening is an error of its request).
     The seed sent depends on the sampling's seed and the request's key. A request that fails comes back with its error
     and costs itself alone. The weights behind a name are the server's affair: the fingerprint covers the name alone.
+
+    With ChoiceSampling a text is asked for in pieces (see `pieces`), and the server must say which stop string it met
+    (vLLM: `stop_reason`, SGLang: `matched_stop`). With a `processor` the choices are asked for by their tokens (vLLM:
+    `logprob_token_ids`). Without, they are looked for among the 20 likeliest tokens, which is all that the protocol
+    tells; one that is not there has no known probability, which is an error of the request and never a 0.
     """
 
     def __init__(
@@ -50,6 +61,7 @@ class ServedGenerator:
     ) -> None:  # fmt: skip
         self.endpoint, self.name = endpoint, name or endpoint.model
         self.continuing, self.counting, self.n_generated_tokens = dict(continuing), dict(counting), 0
+        self.processor = processor
         self._words = processor or SimpleNamespace(all_special_tokens=SPECIAL, added_tokens_decoder={})
 
     @property
@@ -64,56 +76,105 @@ class ServedGenerator:
         self, requests: Iterable[Request], n: int, sampling: Sampling, more: More | None = None
     ) -> Iterator[Finished]:
         """Each request with its n completions, as they finish; `more` as of TransformersGenerator."""
-        check_plain(n, sampling)
+        check_number(n)
+        if isinstance(sampling, ChoiceSampling) and not self.continuing:
+            raise ValueError("choices at a cue need a server that goes on inside the assistant turn (continuing is {})")
         return self._stream(requests, n, sampling, more or nothing_more)
 
     def _stream(self, requests: Iterable[Request], n: int, sampling: Sampling, more: More) -> Iterator[Finished]:
-        waiting: deque[Request] = deque()  # those that go on from a completion, n = 1
+        chosen, ids = isinstance(sampling, ChoiceSampling), list[int]()
+        if chosen and self.processor:
+            ids = ChoiceRule(self.processor.tokenizer, sampling.cue, sampling.choices).ids
 
         def asked(job: tuple[Request, int]) -> Finished:
-            return job[0], self._ask(*job, sampling)
+            request, n = job
+            distinct = n if sampling.temperature else 1  # greedy samples are one another's copies; servers refuse them
+            try:
+                if chosen:
+                    found = [self._chain(request, i, sampling, ids) for i in range(distinct)]
+                else:
+                    found = self._ask(request, distinct, sampling)
+            except RuntimeError as error:
+                return failed(request, n, error)
+            return request, found * (n // distinct)
 
-        jobs: Iterable[tuple[Request, int]] = ((request, n) for request in requests)
-        while True:
-            for request, completions in at_once(self.endpoint.max_concurrency, asked, jobs):
-                self.n_generated_tokens += sum(c.n_tokens for c in completions)
-                yield request, completions
-                follows = (more(request, i, c) for i, c in enumerate(completions))
-                waiting.extend(follow for follow in follows if follow)
-            if not waiting:
-                return
-            jobs, waiting = [(request, 1) for request in waiting], deque()
+        def going_on(done: Finished) -> Iterator[tuple[Request, int]]:
+            return ((request, 1) for request in follows(*done, more))
+
+        jobs = ((request, n) for request in requests)
+        for request, completions in at_once(self.endpoint.max_concurrency, asked, jobs, going_on):
+            self.n_generated_tokens += sum(c.n_tokens for c in completions)
+            yield request, completions
 
     def _ask(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
-        """The n completions of a request; n errors if it failed."""
-        distinct = n if sampling.temperature else 1  # greedy samples are one another's copies, and servers refuse them
-        raw, n_retries, error = self.endpoint.post(lambda: self._body(request, distinct, sampling))
-        if not error:
-            try:
-                completions = protocol.completions(raw, distinct)
-            except ValueError as malformed:
-                error = str(malformed)
-        key = request.seed_key
-        if error:
-            self.endpoint.count(Reply(key=key, asked=key, error=error), n_retries)
-            return failed(request, n, RuntimeError(error))[1]
-        n_tokens = sum(c.n_tokens for c in completions)
-        self.endpoint.count(Reply(key=key, asked=key, text="-", n_completion_tokens=n_tokens), n_retries)
-        if request.prefix and not request.opening:  # a template may trim the separator that the prefix ends with
-            completions = [replace(c, text=c.text.removeprefix(STEP_SEPARATOR)) for c in completions]
-        return [replace(c, text=cut_at(c.text, sampling.stop)) for c in completions] * (n // distinct)
+        """The n completions of a request. RuntimeError if it failed."""
+        body, read = partial(self._body, request, n, sampling), partial(protocol.completions, n=n)
+        completions = [self._whole(request, c) for c in self._sent(request.seed_key, body, read)]
+        return [replace(c, text=cut_at(c.text, sampling.stop)) for c in completions]
 
-    def _body(self, request: Request, n: int, sampling: Sampling) -> dict[str, Any]:
+    def _whole(self, request: Request, completion: Completion) -> Completion:
+        """Without the separator that the prefix ended with, where the server's template had trimmed it."""
+        if not request.prefix or request.opening:
+            return completion
+        return replace(completion, text=completion.text.removeprefix(STEP_SEPARATOR))
+
+    def _chain(self, request: Request, sample: int, sampling: ChoiceSampling, ids: list[int]) -> Completion:
+        """A text with choices, one HTTP request per piece. RuntimeError if one of them failed."""
+        chain, done = Chain(request, sample, sampling, self._before(request), ids or range(len(sampling.choices))), None
+        while done is None:
+            asked, how = chain.piece()
+            asked = replace(asked, opening=request.opening + chain.text)
+            done = self._choice(chain, asked, ids) if chain.due else self._free(chain, asked, how)
+        return done
+
+    def _choice(self, chain: Chain, asked: Request, ids: list[int]) -> Completion | None:
+        told = TOLD | ({"logprob_token_ids": ids, "return_tokens_as_token_ids": True} if ids else {})
+        body = partial(self._body, asked, 1, Sampling(temperature=0.0, max_new_tokens=1), told)
+        read = partial(protocol.likely, choices=chain.sampling.choices, ids=ids)
+        words, logprobs = zip(*self._sent(asked.key, body, read), strict=True)
+        chosen = chain.choose(logprobs)
+        word = self.processor.tokenizer.decode([ids[chosen]]) if ids else words[chosen]
+        return chain.wrote(chain.text + word, chain.n_tokens + 1)
+
+    def _free(self, chain: Chain, asked: Request, how: Sampling) -> Completion | None:
+        found, met = self._sent(asked.key, partial(self._body, asked, 1, how), protocol.piece)
+        if found.error:
+            return found
+        text = chain.text + self._whole(asked, found).text + (met or "")
+        # a piece without a count is a token at least, so that the text has an end
+        return chain.wrote(text, chain.n_tokens + max(1, found.n_tokens), "" if met else found.finish_reason)
+
+    def _sent(self, key: str, body: Callable[[], dict[str, Any]], read: Callable[[bytes], T]) -> T:
+        """What `read` makes of the answer to the fields of `body`, both counted. RuntimeError saying what failed."""
+        raw, n_retries, error = self.endpoint.post(body)
+        try:
+            found = None if error else read(raw)
+        except ValueError as malformed:
+            error = str(malformed)
+        n_tokens = None if error else protocol.n_completion_tokens(raw)
+        reply = Reply(key=key, asked=key, text="" if error else "-", n_completion_tokens=n_tokens, error=error)
+        self.endpoint.count(reply, n_retries)
+        if error:
+            raise RuntimeError(error)
+        return found
+
+    def _before(self, request: Request) -> str:
+        """The text that the assistant turn begins with."""
+        return neutralise(prefix_text(list(request.prefix)) + request.opening, self._words)
+
+    def _body(
+        self, request: Request, n: int, sampling: Sampling, more: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """The fields of the chat. ValueError or OSError if the image cannot be used, or nothing can be continued."""
         problem = request.problem
         url = {"url": image_url(problem, self.endpoint.max_image_side)}
         text = neutralise(question_text(problem) + request.instruction, self._words)
         content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": text}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        before, extra = prefix_text(list(request.prefix)) + request.opening, dict(self.counting)
-        if before:
+        extra = self.counting | dict(more)
+        if before := self._before(request):
             if not self.continuing:
                 raise ValueError("this server cannot go on inside the assistant turn (continuing is {})")
-            messages.append({"role": "assistant", "content": neutralise(before, self._words)})
+            messages.append({"role": "assistant", "content": before})
             extra |= self.continuing
         return self.endpoint.fields(messages, sampling, seed_of(sampling.seed, request.seed_key), n=n, extra=extra)

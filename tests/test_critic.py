@@ -16,7 +16,7 @@ from mmprm_lib.critic import COUNTS, Critic, critiques_to, step_scores, vote
 from mmprm_lib.critic_training import START_WORDS, form_of, loss_weights, start_words, training_texts
 from mmprm_lib.critique import FORMATS, INSTRUCTION, VERDICT_CUE, VERDICTS, TeacherCritique
 from mmprm_lib.encoding import Encoder
-from mmprm_lib.generation import Completion
+from mmprm_lib.generation import Completion, TransformersGenerator
 from mmprm_lib.schema import Critique, CritiqueStep
 from mmprm_lib.steps import FORMATS as PRM_FORMATS
 from mmprm_lib.steps import policy_prompt
@@ -89,13 +89,17 @@ def random():
     return tiny()
 
 
+def new(model, processor, form="critique", batch_size=256):
+    return Critic(TransformersGenerator(model, processor, batch_size), form)
+
+
 def by_id(found):
     return {c.solution_id: c for c in found}
 
 
 def scripted(pair, *texts):
     """A critic whose model writes these texts, one per call; what was asked is in `asked`."""
-    found, asked, said = Critic(*pair), [], list(texts)
+    found, asked, said = new(*pair), [], list(texts)
 
     def sample(requests, n, sampling, more):
         waiting = [(request, n) for request in requests]
@@ -142,8 +146,8 @@ def test_training_and_judging_see_the_same_tokens(problems, records, solutions, 
     [(p, prompt, target)] = training_texts(processor, records[:1], problems, FORM)
     learnt = Encoder(PRM_FORMATS["judge"], processor, 4096)
     [row], _ = policy.text_rows(learnt, [(p, prompt, target)])
-    asked, generator = [], Critic(*random).generator
-    found = Critic(*random)
+    asked, generator = [], new(*random).generator
+    found = new(*random)
     found.generator = SimpleNamespace(sample=lambda requests, n, s, more: asked.extend(requests) or [], fingerprint="")
     list(found.critique(problems, solutions[:1]))
     entry = generator._prepare(asked[0], critic.Options().sampling)
@@ -248,7 +252,7 @@ def test_both_weights_reach_the_training(problems, records, tmp_path, monkeypatc
 
 
 def test_a_trained_critic_writes_its_critiques_again(problems, solutions, records, learnt):
-    judge = Critic(*learnt)
+    judge = new(*learnt)
     found = by_id(judge.critique(problems, solutions))
     for record in records:
         mine, its = found[record.solution_id], record.critique
@@ -267,7 +271,7 @@ def test_a_trained_critic_writes_its_critiques_again(problems, solutions, record
 
 def test_p_correct_is_that_of_a_plain_forward_pass(problems, solutions, learnt):
     model, processor = learnt
-    [found] = Critic(*learnt).critique(problems, solutions[1:2])
+    [found] = new(*learnt).critique(problems, solutions[1:2])
     target = critique.render(found, steps=BAD)
     whole = policy_prompt(problems[0], processor, INSTRUCTION) + target
     inputs = processor(text=[whole], images=[data.open_image(problems[0])], return_tensors="pt")
@@ -282,16 +286,16 @@ def test_p_correct_is_that_of_a_plain_forward_pass(problems, solutions, learnt):
 
 def test_neither_order_nor_batch_changes_a_critique(problems, solutions, learnt):
     options = dict(n_votes=2, temperature=1.5, step_tokens=40)
-    whole = by_id(Critic(*learnt).critique(problems, solutions, **options))
+    whole = by_id(new(*learnt).critique(problems, solutions, **options))
     for batch_size, some in ((2, solutions[::-1]), (64, solutions[2:5])):
-        for c in Critic(*learnt, batch_size=batch_size).critique(problems[::-1], some, **options):
+        for c in new(*learnt, batch_size=batch_size).critique(problems[::-1], some, **options):
             its = whole[c.solution_id]
             assert re.sub(r"[\d.]{6,}", "", c.model_dump_json()) == re.sub(r"[\d.]{6,}", "", its.model_dump_json())
             assert [s.p_correct for s in c.steps] == pytest.approx([s.p_correct for s in its.steps], abs=1e-4)
 
 
 def test_the_same_steps_are_judged_once(problems, solutions, learnt):
-    judge = Critic(*learnt)
+    judge = new(*learnt)
     twin = solutions[0].model_copy(update={"solution_id": "twin"})
     found = by_id(judge.critique(problems, [solutions[0], twin]))
     assert found["twin"] == found[solutions[0].solution_id].model_copy(update={"solution_id": "twin"})
@@ -306,7 +310,7 @@ def test_the_same_steps_are_judged_once(problems, solutions, learnt):
 def test_a_random_model_breaks_no_promise(problems, solutions, random):
     for form in ("critique", "verdict_only"):
         for options in ({}, {"judge_all": True}, {"n_votes": 3, "temperature": 1.0}):
-            judge = Critic(*random, form, batch_size=8)
+            judge = new(*random, form, batch_size=8)
             found = list(judge.critique(problems, solutions, step_tokens=12, max_new_tokens=60, **options))
             assert sorted(c.solution_id for c in found) == sorted(s.solution_id for s in solutions)
             for c in found:
@@ -317,8 +321,8 @@ def test_a_random_model_breaks_no_promise(problems, solutions, random):
 
 
 def test_all_steps_can_be_judged(problems, solutions, learnt):
-    usual = by_id(Critic(*learnt).critique(problems, solutions))
-    for c in Critic(*learnt).critique(problems, solutions, judge_all=True):
+    usual = by_id(new(*learnt).critique(problems, solutions))
+    for c in new(*learnt).critique(problems, solutions, judge_all=True):
         if c.parse == "ok":  # what follows an error was never learnt
             assert len(c.steps) == 3 and c.corrected_step is None
             assert c.first_error == usual[c.solution_id].first_error
@@ -490,7 +494,7 @@ def test_a_file_goes_on_where_it_stopped(problems, solutions, random, tmp_path):
 
 
 def test_the_fingerprint_names_weights_and_form(random):
-    assert Critic(*random).fingerprint == Critic(*random).fingerprint != Critic(*random, "verdict_only").fingerprint
+    assert new(*random).fingerprint == new(*random).fingerprint != new(*random, "verdict_only").fingerprint
 
 
 def test_step_scores_pad_what_was_not_judged():

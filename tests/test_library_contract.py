@@ -17,7 +17,7 @@ FLOORS = [
     {"world", "answers", "mathcheck", "quantities", "steps"},
     {"data", "fields", "images", "splits", "models", "architecture", "curriculum", "pretrain"},
     {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "protocol", "served", "engine", "outcomes"}
-    | {"guards", "labeling_files", "engines", "fleet"},
+    | {"guards", "labeling_files", "engines", "fleet", "pieces"},
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
     | {"interchange", "interchange_text", "label_selection", "policy", "prm", "training", "packing", "launch"}
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import threading
 import time
+from dataclasses import replace
+from itertools import count, islice
 
 import pytest
 
@@ -191,8 +194,119 @@ def test_bad_calls_are_refused(problems):
     generator = ServedGenerator(Endpoint("http://127.0.0.1:9/v1", "toy"))
     with pytest.raises(ValueError, match="n is 0"):
         generator.sample([], 0, Sampling())
-    with pytest.raises(ValueError, match="transformers back end"):
-        generator.sample([], 1, ChoiceSampling(cue=":", choices=("a", "b")))
+    with pytest.raises(ValueError, match="goes on inside the assistant turn"):
+        ServedGenerator(generator.endpoint, continuing={}).sample([], 1, CHOICES)
+
+
+# -- choices at a cue, piece by piece
+
+CHOICES = ChoiceSampling(0.0, max_new_tokens=200, cue="Judgement:", choices=(" Correct", " Incorrect"), stop=("\n\n",))
+TOLD = {" Incorrect": 0.5, " Correct": 0.3, " In": 0.1, " ": 0.05, "Correct": 0.01}
+
+
+def writes(text, told=TOLD, says_why=True, **options):
+    """A server whose model writes `text`, a token a letter, up to a stop string; `told` is likely after a cue."""
+
+    def script(sent):
+        last = sent["messages"][-1]
+        rest = text[len(last["content"]) if last["role"] == "assistant" else 0 :]
+        if sent.get("logprobs"):
+            likely = [{"token": token, "logprob": math.log(p)} for token, p in told.items()]
+            choice = {"logprobs": {"content": [{"token": "x", "logprob": 0.0, "top_logprobs": likely}]}}
+            rest, stop = rest[:1], None
+        else:
+            stop = min((s for s in sent["stop"] if s in rest), key=rest.index, default=None)
+            choice, whole = {}, rest
+            rest = whole[: whole.index(stop)] if stop else whole
+        n_tokens = len(rest + (stop or ""))
+        choice |= {"index": 0, "message": {"role": "assistant", "content": rest}, "finish_reason": "stop"}
+        choice |= {"stop_reason": stop, "token_ids": [7] * n_tokens} if says_why else {}
+        usage = {"prompt_tokens": 5, "completion_tokens": n_tokens, "total_tokens": 0}
+        return body(json.dumps({"choices": [choice], "usage": usage, "model": "toy-1"}).encode())
+
+    return ChatServer(script)
+
+
+def test_a_verdict_is_asked_for_where_it_is_due_and_the_text_goes_on_from_it(problems):
+    text = "Read 3.\nJudgement: Incorrect.\n\nnever read"
+    with writes(text) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        [(_, [found])] = generator.sample([Request(problems[0], (), "k")], 1, CHOICES)
+        words, verdict, rest = server.requests
+    # 18 letters up to the cue, a choice, 3 letters: the point and the stop string, which is no part of the text
+    assert (found.text, found.n_tokens) == ("Read 3.\nJudgement: Incorrect.", 22) and generator.n_generated_tokens == 22
+    assert found.finish_reason == "stop" and found.choice_probs == (pytest.approx((0.3, 0.5)),)
+    assert words["stop"] == ["\n\n", "Judgement:"] and "logprobs" not in words and len(words["messages"]) == 1
+    assert (verdict["logprobs"], verdict["top_logprobs"], verdict["max_tokens"]) == (True, 20, 1)
+    assert verdict["messages"][-1]["content"] == "Read 3.\nJudgement:" and verdict["continue_final_message"]
+    assert rest["messages"][-1]["content"] == "Read 3.\nJudgement: Incorrect" and rest["max_tokens"] == 200 - 19
+    assert generator.endpoint.usage.n_completion_tokens == 18 + 1 + 3
+
+
+def test_choices_are_asked_for_by_their_tokens_where_the_tokenizer_is_known(problems):
+    processor = models.new_processor()
+    ids = [processor.tokenizer(c)["input_ids"][0] for c in CHOICES.choices]
+    told = {f"token_id:{ids[1]}": 1e-6, f"token_id:{ids[0]}": 0.9, "token_id:1": 0.1}
+    with writes("Judgement:?\n\n", told) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"), processor)
+        [(_, [found])] = generator.sample([Request(problems[0], (), "k")], 1, CHOICES)
+        sent = server.requests[1]
+    assert sent["logprob_token_ids"] == ids and sent["return_tokens_as_token_ids"]
+    assert found.choice_probs == (pytest.approx((0.9, 1e-6)),)
+    assert found.text.startswith("Judgement:" + processor.tokenizer.decode(ids[:1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"told": {" Incorrect": 0.9, "Correct": 0.1}}, "choice ' Correct' is not among the 2 likeliest tokens"),
+        ({"told": {" ": 0.9, " Incorrect": 0.1}}, "choice ' Correct' is not among the 2 likeliest tokens"),
+        ({"told": {}}, "among the 0 likeliest tokens that the server tells: its probability is unknown"),
+        ({"says_why": False}, "does not say what stopped a text"),
+    ],
+)
+def test_what_a_server_does_not_tell_is_unknown_and_never_0(problems, options, error):
+    with writes("Judgement: Correct\n\n", **options) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        [(_, [found])] = generator.sample([Request(problems[0], (), "k")], 1, CHOICES)
+    assert found.finish_reason == "error" and error in found.error and not found.choice_probs
+
+
+def test_several_drawn_texts_with_choices_differ_and_hang_on_the_seed(problems):
+    def verdicts(seed):
+        sampling = replace(CHOICES, temperature=1.0, seed=seed)
+        [(_, found)] = generator.sample([Request(problems[0], (), "k")], 8, sampling)
+        return [c.text.removeprefix("Judgement:")[:3] for c in found]
+
+    with writes("Judgement:" + "." * 99 + "\n\n") as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        first, again, other = verdicts(0), verdicts(0), verdicts(1)
+        seeds = {sent["seed"] for sent in server.requests[:8]}
+    assert first == again != other and {" Co", " In"} <= set(first) and len(seeds) > 1
+
+
+# -- what goes on comes first
+
+
+def test_what_goes_on_comes_before_new_requests(problems):
+    """Of an endless iterable, too; else a search would hold everything open."""
+
+    def more(request, sample, completion):
+        return Request(request.problem, (*request.prefix, "x"), request.key + "+") if len(request.prefix) < 2 else None
+
+    endless = (Request(problems[0], (), f"k{i}") for i in count())
+    with ChatServer([choices("x", tokens=[1])]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy", max_concurrency=1))
+        stream = generator.sample(endless, 1, Sampling(), more)
+        assert [r.key for r, _ in islice(stream, 6)] == ["k0", "k0+", "k0++", "k1", "k1+", "k1++"]
+        stream.close()
+
+
+def test_what_failed_does_not_go_on(problems):
+    with ChatServer([status(400, "no such model")]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        found = generator.sample([Request(problems[0], (), "k")], 1, Sampling(), lambda *_: pytest.fail("it was asked"))
+        assert [c.finish_reason for _, [c] in found] == ["error"]
 
 
 def test_no_key_reaches_a_fingerprint_or_an_error(problems, monkeypatch):
