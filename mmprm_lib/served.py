@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 from . import protocol
@@ -25,13 +24,6 @@ from .steps import STEP_SEPARATOR, neutralise, prefix_text, question_text
 # How vLLM and SGLang are told to go on with the last message, and vLLM to say which tokens belong to which choice.
 CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
 COUNTED = {"return_token_ids": True}
-# What spells a special token of some model, where the server's own are not known.
-SPECIAL = [
-    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>"),
-    *("<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<s>", "</s>", "<bos>", "<eos>"),
-    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<start_of_image>", "<IMG_CONTEXT>"),
-    *("<image>", "<img>", "</img>", "<pad>", "<unk>", "<prm>"),
-]
 
 
 class ServedGenerator:
@@ -50,7 +42,7 @@ class ServedGenerator:
     ) -> None:  # fmt: skip
         self.endpoint, self.name = endpoint, name or endpoint.model
         self.continuing, self.counting, self.n_generated_tokens = dict(continuing), dict(counting), 0
-        self._words = processor or SimpleNamespace(all_special_tokens=SPECIAL, added_tokens_decoder={})
+        self._words = processor
 
     @property
     def fingerprint(self) -> str:
