@@ -9,10 +9,19 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from mmprm_lib.mathcheck import TIMEOUT_S, CheckerError, Judgement, same_expression
-from mmprm_lib.quantities import clean_text, exact_key, last_boxed, quantity, same_quantity, sequence, trailing_unit
-
-MAX_ANSWER = 2000  # characters; what is longer is no final answer
+from mmprm_lib.mathcheck import TIMEOUT_S, CheckerError, Effort, Judgement, TooMuchError
+from mmprm_lib.quantities import (
+    clean_text,
+    exact_key,
+    last_boxed,
+    last_tagged,
+    quantity,
+    same_quantity,
+    sequence,
+    trailing_unit,
+    unmatched,
+    unreadable,
+)  # fmt: skip
 
 
 class Verdict(NamedTuple):
@@ -27,9 +36,9 @@ class Verdict(NamedTuple):
 _ANCHOR = re.compile(
     r"(?im)(?:\bfinal\s+)?\banswers?\b\**(?:\s+(?:to|of|for)\s[^.\n:]{0,60}?)?\s*"
     r"(?:\b(?:is|are)\b\**\s*:?|[:：]|=)\**|"
-    r"^\W{0,9}final answer\W{0,9}$|答案\**\s*(?:应?[是为])?\s*[:：]?\**|^\s*####|^\W{0,4}(?-i:A)\s*[:：]\**")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.S | re.I)
-_END = re.compile(r"(?<!\d)\.\s|\.\s+(?=[A-Z])|。|,?\s+(?:because|since|which|where)\b|\s*</", re.I)
+    r"^\W{0,9}final answer\W{0,9}$|答案\**\s*(?:应?[是为])?\s*[:：]?\**|^[^\S\n]*####|^\W{0,4}(?-i:A)\s*[:：]\**")
+_END = re.compile(  # (?<!\s): white space is looked at from its beginning alone, lest the time be quadratic in it
+    r"(?<!\d)\.\s|\.\s+(?=[A-Z])|。|,?(?<!\s)\s+(?:because|since|which|where)\b|(?<!\s)\s*</", re.I)
 _HEDGE = re.compile(
     r"^(?:(?:about|approximately|roughly|exactly|equal to|simply|option|choice|it is|this is|an?|the)\s+|"
     r"\\approx\s*|≈\s*|[:：]\s*)+", re.I)
@@ -45,8 +54,8 @@ def extract(text: str) -> str | None:
     if tail.startswith("Answer: ") and len(tail) < 24 and "\\" not in text and "<" not in text and "." not in tail:
         return tail[8:].strip().strip("*") or None  # the world's own form, decided without a regular expression
     inner = last_boxed(text) if "\\boxed" in text else None
-    if inner is None and (tags := _TAG.findall(text)):
-        inner = tags[-1].strip()
+    if inner is None:
+        inner = last_tagged(text)
     if inner is not None:
         return extract(inner) or inner or None
     line = next((line for line in _after_anchor(text).split("\n") if line.strip(" *:#$`")), "")
@@ -98,8 +107,9 @@ def _same_text(candidate: str, gold: str) -> Judgement:
     return False, ""
 
 
-def _same(candidate: str, gold: str, timeout_s: float) -> Judgement:
+def _same(candidate: str, gold: str, effort: Effort) -> Judgement:
     """Equality of two answers that are no choice letters, by the first rule that decides."""
+    effort.rule()
     c, g = clean_text(candidate), clean_text(gold)
     if exact_key(c) == exact_key(g):
         return True, ""
@@ -111,18 +121,18 @@ def _same(candidate: str, gold: str, timeout_s: float) -> Judgement:
         stated = re.search(r"(?:fill in|the answer is)\s+([^\s]+?)\.?\s*$", gold)
         if stated is None:
             return None, "the gold is free text, which no rule can judge"
-        return _same(candidate, stated[1], timeout_s)
+        return _same(candidate, stated[1], effort)
     if _NOTE.search(gold):
         alternatives = [_NOTE.sub(" ", gold), *re.findall(r"or fill in\s+([^()]*)\)", gold)]
-        same = any(_same(candidate, other, timeout_s)[0] for other in alternatives)
+        same = any(_same(candidate, other, effort)[0] for other in alternatives)
         return (True, "") if same else (None, "the gold is one of several right answers")
     gold_letter = re.fullmatch(r"\(([A-Ha-h])\)|([A-H])", g)
     if gold_letter and (letter := _letters(c)):
         return letter == (gold_letter[1] or gold_letter[2]).upper(), ""
-    return _same_typed(c, g, candidate, gold, timeout_s)
+    return _same_typed(c, g, candidate, gold, effort)
 
 
-def _same_typed(c: str, g: str, candidate: str, gold: str, timeout_s: float) -> Judgement:
+def _same_typed(c: str, g: str, candidate: str, gold: str, effort: Effort) -> Judgement:
     """The rules for numbers, relations, sequences and prose on cleaned c and g, then math-verify."""
     qc, qg = quantity(_unhedged(c)), quantity(g)
     if qc and qg:
@@ -132,21 +142,21 @@ def _same_typed(c: str, g: str, candidate: str, gold: str, timeout_s: float) -> 
         return len(found) == 1 and found[0] == g, ""
     sc, sg = sequence(candidate), sequence(gold)
     if sg and sc and r"\pm" not in c + g:
-        return _same_items(sc, sg, timeout_s)
+        return _same_items(sc, sg, effort)
     for one, other in ((sc, gold), (sg, candidate)):
         if one and len(one[1]) == 1 and one[0] in ("()", "[]"):
-            return _same(one[1][0], other, timeout_s) if other is gold else _same(other, one[1][0], timeout_s)
+            return _same(one[1][0], other, effort) if other is gold else _same(other, one[1][0], effort)
     if sc and sc[0] == "parts" and not sg:  # several answers for one, unless "10 000" was meant
         joined = quantity(c.replace(" ", ""))
         return bool(joined and qg and re.fullmatch(r"-?\d{1,3}( \d{3})+", c) and same_quantity(joined, qg)), ""
     if (sg and qc) or (sc and qg):
         return False, ""
-    c_bare = c if re.search(r"=|\\in(?![a-z])", g) else _NAMED.sub("", c)
-    g_bare = g if re.search(r"=|\\in(?![a-z])", c) else _NAMED.sub("", g)
+    c_bare = c if re.search(r"=|\\in(?![a-z])", g) else _unnamed(c)
+    g_bare = g if re.search(r"=|\\in(?![a-z])", c) else _unnamed(g)
     if "=" in c_bare and qg and not sc:
         c_bare = c_bare.rsplit("=", 1)[1].strip()  # 16-3=13
     if (c_bare, g_bare) != (c, g) and c_bare and g_bare:
-        return _same(c_bare, g_bare, timeout_s)
+        return _same(c_bare, g_bare, effort)
     (c_bare, unit_c), (g_bare, unit_g) = trailing_unit(_unhedged(c)), trailing_unit(g)
     if unit_c and unit_g and unit_c != unit_g:
         return (None, "units that need a conversion") if unit_c[0] == unit_g[0] else (False, "")
@@ -154,10 +164,10 @@ def _same_typed(c: str, g: str, candidate: str, gold: str, timeout_s: float) -> 
         return _same_text(c, g)
     if _FIGURE.search(c + g):
         return None, "names of a figure, which no rule can judge"
-    return same_expression(c_bare, g_bare, timeout_s)
+    return effort.check(c_bare, g_bare)
 
 
-def _same_items(candidate: tuple, gold: tuple, timeout_s: float) -> Judgement:
+def _same_items(candidate: tuple, gold: tuple, effort: Effort) -> Judgement:
     """Equality of two sequences: in order, or in any order if both are sets or bare lists; interval ends must agree."""
     (kind_c, items_c), (kind_g, items_g) = candidate, gold
     kinds = {kind_c, kind_g}
@@ -168,18 +178,25 @@ def _same_items(candidate: tuple, gold: tuple, timeout_s: float) -> Judgement:
         return False, ""
     if kinds <= {"{}", "list"}:
         left, unsure = list(items_c), ""
-        for item in items_g:
-            found = [(_same(other, item, timeout_s), other) for other in left]
+        for item in unmatched(left, items_g):
+            found = [(_same(other, item, effort), other) for other in left]
             unsure = unsure or next((why for (same, why), _ in found if same is None), "")
             match = next((other for (same, _), other in found if same), None)
             if match is None:
                 return (None, unsure) if unsure else (False, "")
             left.remove(match)
         return True, ""
-    results = [_same(c, g, timeout_s) for c, g in zip(items_c, items_g, strict=True)]
+    results = [_same(c, g, effort) for c, g in zip(items_c, items_g, strict=True)]
     if any(same is False for same, _ in results):
         return False, ""
     return next(((same, why) for same, why in results if same is None), (True, ""))
+
+
+def _unnamed(clean: str) -> str:
+    """The answer without "x =" (also "x = y =") before it."""
+    while (bare := _NAMED.sub("", clean)) and bare != clean:
+        clean = bare
+    return clean
 
 
 def _unhedged(clean: str) -> str:
@@ -188,7 +205,7 @@ def _unhedged(clean: str) -> str:
 
 
 # --- multiple choice ------------------------------------------------------------------------------
-_SEVERAL = re.compile(r"\(?[A-H]\)?(?:\s*(?:,|and|&|、)?\s*\(?[A-H]\)?)+")
+_SEVERAL = re.compile(r"\(?[A-H]\)?(?:\s*(?:(?:,|and|&|、)\s*)?\(?[A-H]\)?)+")
 _ONE = re.compile(r"\(\s*([A-Ha-h])\s*\)|([A-H])(?=\s*$|\s*[.):,]|\s+is\s)|([a-h])(?=\s*$|\s*[).:]\s*\S)")
 
 
@@ -201,7 +218,7 @@ def _letters(clean: str) -> str | None:
     return (match[1] or match[2] or match[3]).upper() if match else None
 
 
-def _pick(answer: str, choices: tuple[str, ...], timeout_s: float) -> tuple[str | None, str]:
+def _pick(answer: str, choices: tuple[str, ...], effort: Effort) -> tuple[str | None, str]:
     """(letters, ""), or (None, why unknown), or (None, "") for an answer that is certainly none of the options.
 
     A letter decides before the text: "B) 12" is B, also where 12 stands elsewhere.
@@ -213,7 +230,7 @@ def _pick(answer: str, choices: tuple[str, ...], timeout_s: float) -> tuple[str 
         return None, f"no choice letter in {clean[:60]!r}"
     texts = [re.sub(rf"^\(?{chr(65 + i)}[.):：]\s*", "", choice.strip()) for i, choice in enumerate(choices)]
     exact = [i for i, text in enumerate(texts) if _text_key(clean_text(text)) == _text_key(clean)]
-    results = [_same(answer, text, timeout_s) for text in texts] if len(exact) != 1 else []
+    results = [_same(answer, text, effort) for text in texts] if len(exact) != 1 else []
     hits = exact if len(exact) == 1 else [i for i, (same, _) in enumerate(results) if same]
     if len(hits) == 1:
         return chr(65 + hits[0]), ""
@@ -225,14 +242,18 @@ def _pick(answer: str, choices: tuple[str, ...], timeout_s: float) -> tuple[str 
 @lru_cache(maxsize=262144)
 def _judge(candidate: str, gold: str, answer_type: str, choices: tuple[str, ...], timeout_s: float) -> Judgement:
     """Equality and the reason of an unknown, cached; CheckerError passes through and is not cached."""
-    if max(len(gold), len(candidate)) > MAX_ANSWER:
-        return None, f"an answer of {max(len(gold), len(candidate))} characters (limit {MAX_ANSWER})"
-    if answer_type == "choice" or choices:
-        gold_letters, _ = _pick(gold, choices, timeout_s)
-        if gold_letters is not None:
-            letters, why = _pick(candidate, choices, timeout_s)
-            return (None, why) if letters is None and why else (letters == gold_letters, "")
-    return _same(candidate, gold, timeout_s)
+    if why := unreadable(gold) or unreadable(candidate):
+        return None, why
+    effort = Effort(timeout_s)
+    try:
+        if answer_type == "choice" or choices:
+            gold_letters, _ = _pick(gold, choices, effort)
+            if gold_letters is not None:
+                letters, why = _pick(candidate, choices, effort)
+                return (None, why) if letters is None and why else (letters == gold_letters, "")
+        return _same(candidate, gold, effort)
+    except TooMuchError as error:
+        return None, str(error)
 
 
 # --- public ---------------------------------------------------------------------------------------
@@ -287,8 +308,8 @@ def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT
         same, reason = _judge(answer, problem.answer, problem.answer_type, tuple(problem.choices), timeout_s)
         if not same and len(problem.answer) > len(answer):  # a gold of several lines: extract took only the first
             rest = _after_anchor(response_or_answer).strip()
-            if len(answer) < len(rest) < 2 * len(problem.answer) + 40 and _same(rest, problem.answer, timeout_s)[0]:
-                same, answer = True, rest
+            if len(answer) < len(rest) < 2 * len(problem.answer) + 40:
+                same, answer = (True, rest) if _judge(rest, problem.answer, "", (), timeout_s)[0] else (same, answer)
     except CheckerError as error:
         return Verdict("unknown", answer, str(error))
     return Verdict("unknown" if same is None else "correct" if same else "wrong", answer, reason)
@@ -296,7 +317,7 @@ def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT
 
 @lru_cache(maxsize=65536)
 def _normal(answer: str, answer_type: str, choices: tuple[str, ...]) -> str:
-    if (answer_type == "choice" or choices) and (letters := _pick(answer, choices, TIMEOUT_S)[0]):
+    if (answer_type == "choice" or choices) and (letters := _pick(answer, choices, Effort(TIMEOUT_S))[0]):
         return letters
     clean = _unhedged(clean_text(answer))
     if value := quantity(clean):
@@ -315,9 +336,11 @@ def normal_form(answer: str, problem: Any) -> str:
 
     A letter for choices; an exact value for numbers ("12.0", "12 cm" and "12" share "12": a unit is dropped; "50%" is
     "1/2"); sorted items for sets; else the cleaned text. Expressions that need algebra to be seen equal ("2x+2" and
-    "2(x+1)") keep different keys.
+    "2(x+1)") keep different keys, and so does what is too long or too deeply nested to be an answer.
     """
+    if unreadable(answer):
+        return answer.strip()
     try:
         return _normal(answer, problem.answer_type, tuple(problem.choices))
-    except CheckerError:
+    except (CheckerError, TooMuchError):
         return exact_key(clean_text(answer))

@@ -22,6 +22,8 @@ TIMEOUT_S = 5.0  # CPU seconds for one comparison, so that a busy machine does n
 START_S = 120.0  # wall seconds for the worker to import math-verify
 MEMORY = 3 << 30  # bytes of address space of the worker; a verdict "different" that took a third of it is not believed
 MAX_CHARS = 300
+MAX_RULES, MAX_CHECKS = 3000, 100  # comparisons of parts within one verdict, and how many of them by math-verify
+_TOO_LONG = "comparison took more than"
 _OUT_OF_MEMORY = 77  # exit status of the worker
 Judgement = tuple[bool | None, str]  # (equal, reason why unknown)
 
@@ -36,6 +38,31 @@ _NAMES = re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![a-z])")
 
 class CheckerError(RuntimeError):
     """The checker itself is out of order, not the answer: never cached, so that asking again may succeed."""
+
+
+class TooMuchError(RuntimeError):
+    """An answer of so many parts that comparing them all is not worth it: unknown."""
+
+
+class Effort:
+    """What one verdict may cost: MAX_RULES comparisons, MAX_CHECKS of them by math-verify, none after one too slow."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s, self.rules, self.checks = timeout_s, MAX_RULES, MAX_CHECKS
+
+    def rule(self) -> None:
+        """Nothing; counts a comparison. TooMuchError beyond the last."""
+        self.rules -= 1
+        if self.rules < 0:
+            raise TooMuchError(f"more than {MAX_RULES} comparisons of parts of the answer")
+
+    def check(self, candidate: str, gold: str) -> Judgement:
+        """As `same_expression`. TooMuchError beyond the last."""
+        if self.checks < 1:
+            raise TooMuchError(f"more than {MAX_CHECKS} expressions to compare, or one took more than its time")
+        same, why = same_expression(candidate, gold, self.timeout_s)
+        self.checks = 0 if why.startswith(_TOO_LONG) else self.checks - 1
+        return same, why
 
 
 class _Worker:
@@ -146,7 +173,7 @@ def same_expression(candidate: str, gold: str, timeout_s: float = TIMEOUT_S) -> 
             _stop()
             if code is not None and code >= 0 and code != _OUT_OF_MEMORY:
                 raise CheckerError(f"the math-verify worker ended with status {code}")
-            return None, f"comparison took more than {timeout_s:g} s or too much memory: {candidate[:60]!r}"
+            return None, f"{_TOO_LONG} {timeout_s:g} s or too much memory: {candidate[:60]!r}"
     return answer[0], answer[1]
 
 

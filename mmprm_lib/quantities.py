@@ -6,6 +6,9 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 
+MAX_ANSWER = 2000  # characters; what is longer is no final answer
+MAX_DEPTH = 24  # of brackets in brackets
+
 # --- one spelling per thing -----------------------------------------------------------------------
 _CHARACTERS = {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)} | str.maketrans({
     "\u3000": " ", "\xa0": " ", "。": ".", "、": ",", "−": "-", "–": "-", "“": '"', "”": '"', "’": "'",
@@ -38,17 +41,41 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
 _FUNCTIONS = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|arcsin|arccos|arctan|infty|cup|cap)\b")
 
 
+_BOXED, _BRACE = re.compile(r"\\boxed\s*(?=\{)"), re.compile(r"(?<!\\)[{}]")
+
+
 def last_boxed(text: str) -> str | None:
-    """Content of the last complete \\boxed{...}, braces matched; None without one."""
-    at = len(text)
-    while (at := text.rfind(r"\boxed", 0, at)) >= 0:
-        start = at + 6 + len(text[at + 6:]) - len(text[at + 6:].lstrip())
-        depth = 0
-        for i in range(start, len(text) if text[start:start + 1] == "{" else start):
-            depth += {"{": 1, "}": -1}.get(text[i], 0) if text[i - 1] != "\\" else 0
-            if depth == 0:
-                return text[start + 1:i].strip()
-    return None
+    """Content of the last complete \\boxed{...}, braces matched; None without one. One pass over the text."""
+    starts = {m.end() for m in _BOXED.finditer(text)}
+    opened, best = list[int](), (-1, -1)
+    for brace in _BRACE.finditer(text) if starts else ():
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif opened and (start := opened.pop()) in starts:
+            best = max(best, (start, brace.start()))
+    return text[best[0] + 1 : best[1]].strip() if best[0] >= 0 else None
+
+
+_TAG = re.compile(r"<(/?)answer>", re.I)
+
+
+def last_tagged(text: str) -> str | None:
+    """What stands in the last <answer>...</answer>; None without one."""
+    start, found = None, None
+    for tag in _TAG.finditer(text):
+        if tag[1]:
+            found, start = (found, None) if start is None else (text[start:tag.start()], None)
+        elif start is None:
+            start = tag.end()
+    return None if found is None else found.strip()
+
+
+def unreadable(text: str) -> str:
+    """Why a text is no answer that could be compared; "" if it could."""
+    if len(text) > MAX_ANSWER:
+        return f"an answer of {len(text)} characters (limit {MAX_ANSWER})"
+    depths = accumulate((c in "([{") - (c in ")]}") for c in text)
+    return f"brackets in brackets, more than {MAX_DEPTH} deep" if max(depths, default=0) > MAX_DEPTH else ""
 
 
 @lru_cache(maxsize=65536)
@@ -110,6 +137,7 @@ def _unit(text: str) -> Unit | None:
 @lru_cache(maxsize=65536)
 def quantity(clean: str) -> tuple[Fraction, Unit | None] | None:
     """Exact value and unit of "1,234.5", "-1\\frac{4}{5}", "3/4", "2.1 \\times 10^{3}", "7 cm", "50%"; else None."""
+    clean = " ".join(clean.split())  # the pattern's time is a high power of the length of white space
     m = _QUANTITY.fullmatch(clean) if len(clean) < 400 else None
     if m is None or not (m[2] or m[3] or m[5]):
         return None
@@ -153,6 +181,20 @@ def trailing_unit(clean: str) -> tuple[str, Unit | None]:
 
 
 # --- sequences ------------------------------------------------------------------------------------
+def unmatched(left: list[str], items: tuple[str, ...]) -> list[str]:
+    """The items that nothing in `left` is spelled like; what one is spelled like is taken out of `left`."""
+    spelled = dict[str, list[str]]()
+    for other in left:
+        spelled.setdefault(exact_key(clean_text(other)), []).append(other)
+    rest = []
+    for item in items:
+        if same := spelled.get(exact_key(clean_text(item))):
+            left.remove(same.pop())
+        else:
+            rest.append(item)
+    return rest
+
+
 def _split_top(text: str, separators: str) -> list[str]:
     """Parts of text between separators (a regular expression) that stand outside all brackets."""
     depth, last, parts = 0, 0, []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from . import protocol
@@ -28,13 +28,6 @@ from .steps import STEP_SEPARATOR, neutralise, prefix_text, question_text
 CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
 COUNTED = {"return_token_ids": True}
 TOLD = {"logprobs": True, "top_logprobs": 20}  # of the token after a cue; more than 20 no server tells
-# What spells a special token of some model, where the server's own are not known.
-SPECIAL = [
-    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>"),
-    *("<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<s>", "</s>", "<bos>", "<eos>"),
-    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<start_of_image>", "<IMG_CONTEXT>"),
-    *("<image>", "<img>", "</img>", "<pad>", "<unk>", "<prm>"),
-]
 
 
 T = TypeVar("T")
@@ -62,7 +55,6 @@ class ServedGenerator:
         self.endpoint, self.name = endpoint, name or endpoint.model
         self.continuing, self.counting, self.n_generated_tokens = dict(continuing), dict(counting), 0
         self.processor = processor
-        self._words = processor or SimpleNamespace(all_special_tokens=SPECIAL, added_tokens_decoder={})
 
     @property
     def fingerprint(self) -> str:
@@ -160,7 +152,7 @@ class ServedGenerator:
 
     def _before(self, request: Request) -> str:
         """The text that the assistant turn begins with."""
-        return neutralise(prefix_text(list(request.prefix)) + request.opening, self._words)
+        return neutralise(prefix_text(list(request.prefix)) + request.opening, self.processor)
 
     def _body(
         self, request: Request, n: int, sampling: Sampling, more: Mapping[str, Any] = MappingProxyType({})
@@ -168,7 +160,7 @@ class ServedGenerator:
         """The fields of the chat. ValueError or OSError if the image cannot be used, or nothing can be continued."""
         problem = request.problem
         url = {"url": image_url(problem, self.endpoint.max_image_side)}
-        text = neutralise(question_text(problem) + request.instruction, self._words)
+        text = neutralise(question_text(problem) + request.instruction, self.processor)
         content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": text}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         extra = self.counting | dict(more)

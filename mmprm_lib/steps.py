@@ -7,6 +7,7 @@ Training and scoring call the same function; nothing else in the library writes 
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,10 +20,17 @@ JUDGE_MARKER = " True?"  # the statement-judging form that the embedded base is 
 JUDGE_INSTRUCTION = "\nJudge each statement."
 CHAT_SYSTEM = "Is the solution right so far? Answer + or -."  # short: the embedded model's context is small
 ADVANTAGE_SYSTEM = "Did the last step help? Answer +, = or -."
-TAGGED = re.compile(r"<(step|answer)>(.*?)</\1>", re.DOTALL)
+TAG = re.compile("<(step|answer)>")
 BLANK_LINES = re.compile(r"\n\s*\n")
 SENTINEL = (
     "\u2402{}\u2402"  # stands for a step while the chat template is rendered once; visible, so no template strips it
+)
+# What spells a special token of some model, for where the tokenizer of a model is not at hand.
+SPECIAL = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>"),
+    *("<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<s>", "</s>", "<bos>", "<eos>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<start_of_image>", "<IMG_CONTEXT>"),
+    *("<image>", "<img>", "</img>", "<pad>", "<unk>", "<prm>"),
 )
 
 
@@ -40,7 +48,7 @@ def split(text: str, max_steps: int | None = None, keep_empty: bool = False) -> 
         raise ValueError(f"max_steps is {max_steps}: give at least 1, or None for no limit")
     if not text:
         return []
-    bodies = [BLANK_LINES.sub("\n", match[2].strip()) for match in TAGGED.finditer(text)]
+    bodies = [BLANK_LINES.sub("\n", body.strip()) for body in _bodies(text)]
     steps = bodies or text.split(STEP_SEPARATOR)
     if not keep_empty:
         steps = [step for step in steps if step.strip()]
@@ -48,6 +56,19 @@ def split(text: str, max_steps: int | None = None, keep_empty: bool = False) -> 
         return steps
     size = max(1, math.ceil(len(steps) / max_steps))
     return [join(steps[start : start + size]) for start in range(0, len(steps), size)]
+
+
+def _bodies(text: str) -> Iterator[str]:
+    """What stands between a tag and its first end, from left to right; in one pass, also where no tag has an end."""
+    at, without_end = 0, set[str]()
+    while tag := TAG.search(text, at):
+        at, closing = tag.end(), f"</{tag[1]}>"
+        end = -1 if closing in without_end else text.find(closing, at)
+        if end < 0:
+            without_end.add(closing)
+        else:
+            yield text[at:end]
+            at = end + len(closing)
 
 
 def join(steps: list[str]) -> str:
@@ -65,9 +86,16 @@ def prefix_text(steps: list[str]) -> str:
 
 
 def special_strings(tokenizer) -> tuple[str, ...]:
-    """The texts that `tokenizer` (or a processor around one) turns into special tokens, longest first."""
+    """The texts that `tokenizer` (or a processor around one) turns into special tokens, longest first.
+
+    None: those of common models. A processor's own placeholders (`image_token`, `boi_token`, ...), which it replaces in
+    the text itself, are among them whether or not its tokenizer calls them special.
+    """
+    if tokenizer is None:
+        return tuple(sorted(SPECIAL, key=lambda w: (-len(w), w)))
     inner = getattr(tokenizer, "tokenizer", tokenizer)
     words = set(inner.all_special_tokens) | {str(t) for t in inner.added_tokens_decoder.values() if t.special}
+    words |= {value for name, value in vars(tokenizer).items() if name.endswith("_token")}
     words |= {getattr(tokenizer, name, None) for name in ("image_token", "video_token")}
     return tuple(sorted((w for w in words if isinstance(w, str) and len(w) > 1), key=lambda w: (-len(w), w)))
 
@@ -81,7 +109,8 @@ def _special_pattern(words: tuple[str, ...]) -> re.Pattern:
 def neutralise(text: str, tokenizer) -> str:
     """`text` with a space after the first character of whatever would become a special token: `<image>` -> `< image>`.
 
-    Text without such a spelling comes back unchanged, so a second pass changes nothing. `tokenizer` may be a processor.
+    Text without such a spelling comes back unchanged, so a second pass changes nothing. `tokenizer` may be a processor,
+    or None for the special tokens of common models.
     """
     words = special_strings(tokenizer)
     return _special_pattern(words).sub(r"\1 ", text) if words else text
@@ -216,6 +245,7 @@ def _chat_parts(processor, system: str, question: str) -> tuple[str, str, str, s
     Rendered from the model's own chat template with stand-ins, instead of once per prefix, which would be quadratic.
     """
     first, answer, second = (SENTINEL.format(index) for index in range(3))
+    question = question.replace(SENTINEL[0], " ")  # else a question could pass for a stand-in
     opening = [{"type": "text", "text": "### Question:\n"}, {"type": "image"}]
     opening.append({"type": "text", "text": f"\n{question}\n\n### Solution Process:\n{first}"})
     turns = [("system", system)] * bool(system) + [("user", opening), ("assistant", answer), ("user", second)]

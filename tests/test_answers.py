@@ -209,7 +209,7 @@ def test_no_text_is_evaluated(tmp_path):
 def test_a_failing_checker_is_unknown_and_asked_again(monkeypatch):
     def broken(*_):
         raise mathcheck.CheckerError("out of order")
-    monkeypatch.setattr(answers, "same_expression", broken)
+    monkeypatch.setattr(mathcheck, "same_expression", broken)
     result = verdict("Answer: 5(x+1)", problem("5x+5"))
     assert result == ("unknown", "5(x+1)", "out of order") and same("5(x+1)", "5x+5") is None
     monkeypatch.undo()

@@ -64,7 +64,7 @@ def test_tags_win_over_blank_lines():
 
 @given(st.lists(STEP, max_size=6))
 def test_split_undoes_join(parts):
-    if not any(steps.TAGGED.search(steps.join(parts)) for _ in [0]):
+    if not list(steps._bodies(steps.join(parts))):
         assert steps.split(steps.join(parts)) == parts
 
 
