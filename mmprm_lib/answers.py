@@ -127,14 +127,14 @@ def _same(candidate: str, gold: str, effort: Effort) -> Judgement:
         same = any(_same(candidate, other, effort)[0] for other in alternatives)
         return (True, "") if same else (None, "the gold is one of several right answers")
     gold_letter = re.fullmatch(r"\(([A-Ha-h])\)|([A-H])", g)
-    if gold_letter and (letter := _letters(c)):
+    if gold_letter and (letter := letters_of(c)):
         return letter == (gold_letter[1] or gold_letter[2]).upper(), ""
     return _same_typed(c, g, candidate, gold, effort)
 
 
 def _same_typed(c: str, g: str, candidate: str, gold: str, effort: Effort) -> Judgement:
     """The rules for numbers, relations, sequences and prose on cleaned c and g, then math-verify."""
-    qc, qg = quantity(_unhedged(c)), quantity(g)
+    qc, qg = quantity(unhedged(c)), quantity(g)
     if qc and qg:
         return same_quantity(qc, qg), ""
     if c in _SIGNS or g in _SIGNS:
@@ -157,7 +157,7 @@ def _same_typed(c: str, g: str, candidate: str, gold: str, effort: Effort) -> Ju
         c_bare = c_bare.rsplit("=", 1)[1].strip()  # 16-3=13
     if (c_bare, g_bare) != (c, g) and c_bare and g_bare:
         return _same(c_bare, g_bare, effort)
-    (c_bare, unit_c), (g_bare, unit_g) = trailing_unit(_unhedged(c)), trailing_unit(g)
+    (c_bare, unit_c), (g_bare, unit_g) = trailing_unit(unhedged(c)), trailing_unit(g)
     if unit_c and unit_g and unit_c != unit_g:
         return (None, "units that need a conversion") if unit_c[0] == unit_g[0] else (False, "")
     if _words(c_bare) or _words(g_bare):
@@ -199,7 +199,7 @@ def _unnamed(clean: str) -> str:
     return clean
 
 
-def _unhedged(clean: str) -> str:
+def unhedged(clean: str) -> str:
     """The answer without "about", "it is", "option" and the like before it."""
     return _HEDGE.sub("", clean) or clean
 
@@ -209,9 +209,9 @@ _SEVERAL = re.compile(r"\(?[A-H]\)?(?:\s*(?:(?:,|and|&|、)\s*)?\(?[A-H]\)?)+")
 _ONE = re.compile(r"\(\s*([A-Ha-h])\s*\)|([A-H])(?=\s*$|\s*[.):,]|\s+is\s)|([a-h])(?=\s*$|\s*[).:]\s*\S)")
 
 
-def _letters(clean: str) -> str | None:
+def letters_of(clean: str) -> str | None:
     """Letter of "B", "(B)", "B.", "b) 12" or "option B"; sorted letters of "A, C" or "AC"; None without one."""
-    text = _unhedged(clean)
+    text = unhedged(clean)
     if _SEVERAL.fullmatch(text):
         return "".join(sorted(set(re.findall("[A-H]", text))))
     match = _ONE.match(text)
@@ -224,7 +224,7 @@ def _pick(answer: str, choices: tuple[str, ...], effort: Effort) -> tuple[str | 
     A letter decides before the text: "B) 12" is B, also where 12 stands elsewhere.
     """
     clean = clean_text(answer)
-    if letters := _letters(clean):
+    if letters := letters_of(clean):
         return letters, ""
     if not choices:
         return None, f"no choice letter in {clean[:60]!r}"
@@ -284,7 +284,7 @@ def _is_bare(text: str, problem: Any) -> bool:
     if quantity(clean):
         return True
     options = [_text_key(clean_text(choice)) for choice in problem.choices]
-    if options and (_letters(clean) or _text_key(clean) in options):
+    if options and (letters_of(clean) or _text_key(clean) in options):
         return True
     words = _words(clean)
     if words:
@@ -319,7 +319,7 @@ def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT
 def _normal(answer: str, answer_type: str, choices: tuple[str, ...]) -> str:
     if (answer_type == "choice" or choices) and (letters := _pick(answer, choices, Effort(TIMEOUT_S))[0]):
         return letters
-    clean = _unhedged(clean_text(answer))
+    clean = unhedged(clean_text(answer))
     if value := quantity(clean):
         percent = value[1] and value[1][0] == (("percent", 1),)
         return str(value[0] / 100 if percent else value[0])

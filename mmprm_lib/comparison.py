@@ -127,3 +127,22 @@ def by_problem(groups: Sequence[Group], ns: Sequence[int], scores: StepScores, a
         for n in ns
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["problem_id", "N", *BY_PROBLEM])
+
+
+def pick_labels(
+    groups: Sequence[Group], method: str, n: int, scores: StepScores | None = None, aggregator: str = "mean"
+) -> list[str]:
+    """The verdict ("correct", "wrong", "unknown") of what a method picks for each problem, so that unknown stays apart.
+
+    method: "greedy", "first" (one blind draw), "majority_vote", or "best_of_n" with the step scores of a scorer.
+    """
+    if method == "greedy":
+        return [group.greedy.verdict for group in groups]
+    if method == "first":
+        return [group.candidates[0].verdict for group in groups]
+    if method == "majority_vote":
+        return [group.candidates[majority_pick(group, n)].verdict for group in groups]
+    if method != "best_of_n" or scores is None:
+        raise ValueError(f"method {method!r}: use greedy, first, majority_vote, or best_of_n with step scores")
+    picks = [int(np.argmax(group_scores(group, scores, aggregator)[:n])) for group in groups]
+    return [group.candidates[pick].verdict for group, pick in zip(groups, picks, strict=True)]

@@ -6,9 +6,8 @@ Images are copied, named by their content, so that a folder of records stands by
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,20 +16,20 @@ import pandas as pd
 from PIL import Image
 from pydantic import ValidationError
 
-from . import world
-from .fields import answer_type_of, check_gold, choices_of, clean, from_json
+from . import registry, world
+from .fields import answer_type_of, check_gold, choices_of, clean, json_rows
 from .images import Rejected, decode, inside, open_image, png, prune, read_bytes, store
 from .schema import Problem
 from .splits import counts, examples, frame, guess_floor, overlap, overlap_table, split_by
 
 __all__ = [
-    "COLUMNS", "REASONS", "BadRow", "answer_type_of", "bad_frame", "counts", "examples", "frame", "from_files",
-    "from_hub", "from_world", "guess_floor", "load", "open_image", "overlap", "overlap_table", "split_by",
+    "COLUMNS", "REASONS", "BadRow", "answer_type_of", "bad_frame", "counts", "examples", "frame", "from_benchmark",
+    "from_files", "from_hub", "from_world", "guess_floor", "load", "open_image", "overlap", "overlap_table", "split_by",
 ]  # fmt: skip
 
-# MM-K12's own names, and so the default; choices, answer_type and split are used where a data set has them.
+# MM-K12's own names, and so the default; the names of OPTIONAL are used where a data set has them.
 COLUMNS = {"id": "id", "question": "question", "answer": "answer", "image": "image_path"}
-OPTIONAL = ("choices", "answer_type", "split")
+OPTIONAL = ("choices", "answer_type", "split", "grading")
 
 REASONS = {
     "broken_row": "the line is no JSON object",
@@ -72,14 +71,17 @@ Fetch = Callable[[Any], bytes]  # from the value of an image column to the bytes
 def load(
     source: str, sizes: dict[str, int], seed: int, out_dir: Path, *, path: str | Path = "", dataset_id: str = "",
     revision: str = "", hub_config: str = "", hub_splits: dict[str, str] | None = None, streaming: bool = False,
-    columns: dict[str, str] = COLUMNS, strict: bool = False, **dials: Any,
+    columns: dict[str, str] = COLUMNS, benchmark: str = "", strict: bool = False, **dials: Any,
 ) -> Loaded:  # fmt: skip
     """The problems of `source` ("world", "files" or "hub") and the rows that could not be used.
 
     `sizes` are problems per split. Where the source has no splits of its own (no mapped "split" column, no `hub_splits`
     by our names), at most their sum is read and divided in these proportions, the problems of one image together.
+    `benchmark` names an entry of the registry, which then says the rest (see `from_benchmark`); all of it is "test".
     `dials` go to `world.draw`. Images of an earlier run that no problem uses are removed from `out_dir`.
     """
+    if benchmark and source != "hub":
+        raise ValueError(f"benchmark {benchmark!r} is read from the hub: set source: hub, not {source}")
     if sum(sizes.values()) < 1 or min(sizes.values()) < 0:
         raise ValueError(f"sizes {sizes} ask for no problem or for less than none: set n_train, n_dev, n_test")
     common = {"columns": columns, "strict": strict}
@@ -88,6 +90,11 @@ def load(
         problems, bad, divided = from_world(sizes, seed, out_dir, **dials), [], True
     elif source == "files":
         problems, bad = from_files(Path(path), out_dir, n=sum(sizes.values()), **common)
+    elif source == "hub" and benchmark:
+        if any(n for name, n in sizes.items() if name != "test"):
+            raise ValueError(f"benchmark {benchmark!r} is for testing only: set n_train and n_dev to 0, not {sizes}")
+        where = {"dataset_id": dataset_id, "revision": revision, "streaming": streaming}
+        (problems, bad), divided = from_benchmark(benchmark, out_dir, n=sizes["test"], strict=strict, **where), True
     elif source == "hub":
         hub_splits = hub_splits or {"all": "train"}
         if not divided and 0 < len(set(hub_splits) & set(sizes)) < len(hub_splits):
@@ -129,7 +136,7 @@ def from_files(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: set `path` to a .json or .jsonl file (.gz allowed)")
-    rows = ((split, row) for row in islice(_rows(path), n or None))
+    rows = ((split, row) for row in islice(json_rows(path), n or None))
     return _collect(rows, lambda value: _local_image(value, path.parent), out_dir, columns, source or path.stem, strict)
 
 
@@ -144,54 +151,71 @@ def from_hub(
     Image feature, raw bytes or the path of a file of the data set. Needs the network, unless the set is cached and the
     revision is a commit. The `source` of a problem is "dataset_id@commit".
     """
-    import datasets  # slow to import, and no other source needs it
-
     if not dataset_id or not revision:
-        raise ValueError(
-            f"dataset_id {dataset_id!r}, revision {revision!r}: give both, so that a rerun reads the same rows"
-        )
+        given = f"dataset_id {dataset_id!r}, revision {revision!r}"
+        raise ValueError(f"{given}: give both, so that a rerun reads the same rows")
     revision = _commit(dataset_id, revision)
 
     def rows() -> Iterator[tuple[str, Any]]:
         for ours, theirs in hub_splits.items():
-            options = {"name": config or None, "revision": revision, "streaming": streaming}
-            table = datasets.load_dataset(dataset_id, split=theirs, **options)
-            for name, feature in (table.features or {}).items():
-                if isinstance(feature, datasets.Image):  # the bytes as they are: what is checked is what is kept
-                    table = table.cast_column(name, datasets.Image(decode=False))
-            yield from ((ours, row) for row in islice(table, (limits or {}).get(ours) or None))
+            rows = _hub_rows(dataset_id, config, theirs, revision, streaming)
+            yield from ((ours, row) for row in islice(rows, (limits or {}).get(ours) or None))
 
-    fetch = _hub_image(dataset_id, revision, datasets.config)
-    name = Path(dataset_id).name if Path(dataset_id).is_dir() else dataset_id  # no folder of this machine in a record
-    return _collect(rows(), fetch, out_dir, columns, f"{name}@{revision}", strict)
+    fetch, source = _hub_image(dataset_id, revision)
+    return _collect(rows(), fetch, out_dir, columns, source, strict)
 
 
-def _rows(path: Path) -> Iterator[Any]:
-    """The JSON values of the rows, None for a line that is no JSON; ValueError if an array as a whole is broken."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        if not path.name.removesuffix(".gz").endswith(".json"):
-            yield from (from_json(line) for line in file if line.strip())
-            return
-        try:
-            values = json.loads(file.read())
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}; JSON lines belong in a .jsonl file") from error
-    if not isinstance(values, list):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an array of rows")
-    yield from values
+def from_benchmark(
+    name: str, out_dir: Path, *, n: int = 0, dataset_id: str = "", revision: str = "", streaming: bool = False,
+    strict: bool = False,
+) -> Loaded:  # fmt: skip
+    """The problems of the benchmark called `name` in the registry, split "test", with what grades them.
+
+    n: at most so many rows, 0 is all. dataset_id, revision: others than the registry's, such as a local folder of the
+    same layout. Of several splits the i-th rows follow one another, so that the variants of a question stay together.
+    """
+    entry = registry.benchmark(name)
+    if entry.use != "selection":
+        raise ValueError(f"{name} holds labelled steps: read its file in 05_visualprocessbench (benchmark_path)")
+    dataset_id = dataset_id or entry.dataset_id
+    revision = _commit(dataset_id, revision or entry.revision or "main")
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        for config in entry.configs:
+            tables = [_hub_rows(dataset_id, config, split, revision, streaming) for split in entry.splits]
+            for together in zip(*tables, strict=True):
+                given = (row | {"split": split} for split, row in zip(entry.splits, together, strict=True))
+                yield from (("test", row) for row in given if registry.wanted(entry, row))
+
+    columns = {key: key for key in registry.COLUMNS}
+    fetch, source = _hub_image(dataset_id, revision)
+    convert = partial(registry.fields_of, name)
+    return _collect(islice(rows(), n or None), fetch, out_dir, columns, source, strict, convert)
+
+
+def _hub_rows(dataset_id: str, config: str, split: str, revision: str, streaming: bool) -> Iterable[Any]:
+    """The rows of one split; images as the bytes that they are, so that what is checked is what is kept."""
+    import datasets  # slow to import, and no other source needs it
+
+    options = {"name": config or None, "revision": revision, "streaming": streaming}
+    table = datasets.load_dataset(dataset_id, split=split, **options)
+    for name, feature in (table.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
 
 
 def _collect(
-    rows: Iterable[tuple[str, Any]], fetch: Fetch, out_dir: Path, columns: dict[str, str], source: str, strict: bool
-) -> Loaded:
+    rows: Iterable[tuple[str, Any]], fetch: Fetch, out_dir: Path, columns: dict[str, str], source: str, strict: bool,
+    convert: Callable[[Any], Any] = lambda row: row,
+) -> Loaded:  # fmt: skip
     unknown = set(columns) - set(COLUMNS) - set(OPTIONAL)
     if unknown or not set(COLUMNS) <= set(columns):
         raise ValueError(f"columns {columns} must map {sorted(COLUMNS)} and may map {sorted(OPTIONAL)}")
     problems, bad, seen = [], [], set()
     for number, (split, row) in enumerate(rows):
         try:
-            values = _values(row, columns, seen)
+            values = _values(convert(row), columns, seen)
             problem = _problem(values, fetch(values["image"]), Path(out_dir), source, split)
         except Rejected as why:
             name = str(row.get(columns["id"], ""))[:100] if isinstance(row, dict) else ""
@@ -229,7 +253,7 @@ def _problem(values: dict[str, Any], raw: bytes, out_dir: Path, source: str, spl
         problem = Problem(
             problem_id=values["id"], question=values["question"], image=image, image_sha256=digest, answer=gold,
             answer_type=values.get("answer_type") or answer_type_of(values["question"], gold, choices),
-            choices=choices, source=source, split=clean(values.get("split")) or split,
+            choices=choices, source=source, split=clean(values.get("split")) or split, grading=values.get("grading"),
         )  # fmt: skip
     except ValidationError as error:
         what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
@@ -255,8 +279,13 @@ def _local_image(value: Any, root: Path) -> bytes:
     return read_bytes(inside(root, value))
 
 
-def _hub_image(dataset_id: str, revision: str, config: Any) -> Fetch:
-    """Reads what an image column of the hub may hold: bytes, a Pillow image, {"bytes", "path"}, or a file's path."""
+def _hub_image(dataset_id: str, revision: str) -> tuple[Fetch, str]:
+    """What reads an image column of the hub, and the name of the source, without a folder of this machine.
+
+    The column may hold bytes, a Pillow image, {"bytes", "path"}, or a file's path.
+    """
+    from datasets import config
+
     local = Path(dataset_id).resolve() if Path(dataset_id).is_dir() else None
     caches = [local, Path(config.HF_DATASETS_CACHE).resolve(), Path(config.HF_CACHE_HOME).resolve()]
 
@@ -274,7 +303,7 @@ def _hub_image(dataset_id: str, revision: str, config: Any) -> Fetch:
             raise Rejected("no_image", f"expected an image, found {type(value).__name__}")
         return read_bytes(inside(local, value) if local else _download(dataset_id, revision, value))
 
-    return fetch
+    return fetch, f"{local.name if local else dataset_id}@{revision}"
 
 
 def _cached_path(value: Any, folders: list[Path]) -> Path:

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 
 from . import benchmark, models, stats, world
-from .answers import verdict
 from .asking import Generator
 from .benchmark import Benchmark
 from .engines import is_server, load_fleet
 from .fleet import FleetScorer
+from .grading import verdict
 from .prm import add_marker, load_prm
 from .provenance import project_root
 from .run import Run, progress

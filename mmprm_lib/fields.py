@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from .images import Rejected
@@ -83,3 +85,19 @@ def from_json(text: str | bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def json_rows(path: Path) -> Iterator[Any]:
+    """The JSON values of the rows, None for a line that is no JSON; ValueError if an array as a whole is broken."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        if not path.name.removesuffix(".gz").endswith(".json"):
+            yield from (from_json(line) for line in file if line.strip())
+            return
+        try:
+            values = json.loads(file.read())
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}; JSON lines belong in a .jsonl file") from error
+    if not isinstance(values, list):
+        raise ValueError(f"{path} holds a {type(values).__name__}, not an array of rows")
+    yield from values

@@ -93,8 +93,11 @@ class _Worker:
                 line += chunk
         return json.loads(line)
 
-    def ask(self, candidate: str, gold: str, seconds: float) -> object:
-        """[equal or None, reason], or None where none came; the wall limit is for a worker that hangs without CPU."""
+    def ask(self, candidate: str, gold: str | None, seconds: float) -> object:
+        """[equal or None, reason], for no gold [value or None, reason], or None where none came.
+
+        The wall limit is for a worker that hangs without CPU.
+        """
         try:
             self.process.stdin.write(json.dumps([candidate, gold, seconds]).encode() + b"\n")
         except BrokenPipeError:
@@ -152,8 +155,23 @@ def same_expression(candidate: str, gold: str, timeout_s: float = TIMEOUT_S) -> 
 
     candidate, gold: cleaned LaTeX without $; the order matters (math-verify treats assignments and intervals by side).
     """
+    same, reason = _asked(candidate, gold, timeout_s)
+    return same, reason
+
+
+@lru_cache(maxsize=65536)
+def value_of(expression: str, timeout_s: float = TIMEOUT_S) -> float | None:
+    """The number that a cleaned LaTeX expression without unknowns stands for, None for anything else (also a failure).
+
+    CheckerError if the worker cannot start.
+    """
+    return _asked(expression, None, timeout_s)[0]
+
+
+def _asked(candidate: str, gold: str | None, timeout_s: float) -> list | tuple:
+    """The worker's answer to a comparison, or with gold None to the question for a value: (what, why nothing)."""
     global _worker
-    for text in (candidate, gold):
+    for text in (candidate, gold or ""):
         if len(text) > MAX_CHARS:
             return None, f"expression of {len(text)} characters (limit {MAX_CHARS})"
         if not _WHITE.fullmatch(text) or "__" in text:
@@ -164,7 +182,7 @@ def same_expression(candidate: str, gold: str, timeout_s: float = TIMEOUT_S) -> 
         if _worker is None:
             _worker = _Worker()
         try:
-            answer = _worker.ask(_latex(candidate), _latex(gold), timeout_s)
+            answer = _worker.ask(_latex(candidate), None if gold is None else _latex(gold), timeout_s)
         except BaseException:  # an interrupted read would leave its answer for the next question
             _stop()
             raise
@@ -174,7 +192,7 @@ def same_expression(candidate: str, gold: str, timeout_s: float = TIMEOUT_S) -> 
             if code is not None and code >= 0 and code != _OUT_OF_MEMORY:
                 raise CheckerError(f"the math-verify worker ended with status {code}")
             return None, f"{_TOO_LONG} {timeout_s:g} s or too much memory: {candidate[:60]!r}"
-    return answer[0], answer[1]
+    return answer
 
 
 def _peak() -> int:
@@ -209,7 +227,12 @@ def _serve() -> None:
         return parse(f"${text}$", config, fallback_mode="no_fallback", extraction_mode="first_match",
                      parsing_timeout=None)
 
-    def compare(candidate: str, gold: str) -> Judgement:
+    def compare(candidate: str, gold: str | None) -> tuple[bool | float | None, str]:
+        if gold is None:
+            found = read(candidate)
+            number = complex(found[0].evalf()) if found else None  # TypeError if an unknown is left in it
+            known = number is not None and number.imag == 0 and abs(number.real) < float("inf")
+            return (number.real if known else None), ""
         g, c = read(gold), read(candidate)
         if not g or not c:
             return None, f"cannot parse {(candidate if g else gold)[:60]!r}"

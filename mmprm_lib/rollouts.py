@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from .answers import Verdict, extract, verdict
+from .answers import Verdict, extract
 from .generation import Completion, Generator, Request, Sampling
+from .grading import verdict
 from .schema import Problem
 from .steps import prefix_text
 

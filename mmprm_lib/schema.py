@@ -40,7 +40,10 @@ R = TypeVar("R", bound=Record)
 
 
 class Problem(Record):
-    """A question about an image with a verifiable answer; `image` is relative to the folder of the records file."""
+    """A question about an image with a verifiable answer; `image` is relative to the folder of the records file.
+
+    `grading`: of a published benchmark's row, what grading.py needs (benchmark, group, variant, rule and its numbers).
+    """
 
     problem_id: Id
     question: str
@@ -52,6 +55,7 @@ class Problem(Record):
     source: str
     split: str
     scene: dict[str, Any] | None = None
+    grading: dict[str, Any] | None = None
     _root: Path | None = PrivateAttr(default=None)
 
     @field_validator("image")
