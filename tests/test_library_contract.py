@@ -20,7 +20,7 @@ FLOORS = [
     {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "protocol", "served", "engine", "outcomes"}
     | {"guards", "labeling_files", "engines", "fleet", "pieces"},
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
-    | {"interchange", "interchange_text", "label_selection", "policy", "prm", "training", "packing", "launch"}
+    | {"interchange", "interchange_text", "label_selection", "policy", "prm", "training", "packing", "launch", "checkpoints"}
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
     | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
     {"selection", "refinement", "pools", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
