@@ -9,6 +9,8 @@ PY := $(VENV)/bin/python
 POLICY := $(or $(wildcard results/tiny/02_policy/policy),embedded)
 CRITIC := results/tiny/07_generative_prm/critique
 VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 VLLM_STAMP := $(VLLM)/.ready-$(shell cat requirements-vllm.lock pyproject.toml | cksum | cut -d " " -f 1)
 STAMP := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d " " -f 1)
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
@@ -86,20 +88,23 @@ ablations: $(STAMP)
 
 vllm-env: $(VLLM_STAMP)
 
-# on a CPU everything from a lock of its own; on CUDA vLLM's own build and Ray beside the project's lock
+# On a CPU everything from a lock of its own, with the CPU build of torch, which PyTorch's own index has where the usual
+# one does not; on CUDA vLLM's own build and Ray beside the project's lock.
 $(VLLM_STAMP):
 	@echo "setting up $(VLLM) with vLLM and Ray: some minutes, 4 GB (more with CUDA), once"
 	@"$(PYTHON)" -m venv $(VLLM)
 	@if [ -e /proc/driver/nvidia/version ]; then \
-	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -r requirements.lock && \
-	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet vllm==0.32.0 ray==2.60.0; \
+	  $(VLLM_PIP) -r requirements.lock && $(VLLM_PIP) vllm==0.32.0 ray==2.60.0; \
 	else \
-	  $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps -r requirements-vllm.lock && \
+	  torch="torch==$$(sed -n 's/^torch==//p' requirements-vllm.lock)+cpu"; \
+	  $(VLLM_PIP) --no-deps "$$torch" 2>/dev/null || $(VLLM_PIP) --no-deps --index-url "$(TORCH_CPU)" "$$torch" || exit 1; \
+	  $(VLLM_PIP) --no-deps -r requirements-vllm.lock && \
 	  cp tests/vllm_env/torchvision_ops.py $$($(VLLM)/bin/python -c "import site; print(site.getsitepackages()[0])") && \
 	  echo "import torchvision_ops" > $$($(VLLM)/bin/python -c "import site; print(site.getsitepackages()[0])")/torchvision_ops.pth; \
 	fi
 	@$(VLLM)/bin/python -m compileall -qq -j 0 -x '/tests?/' $(VLLM)/lib || true
-	@$(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	@$(VLLM_PIP) --no-deps --no-build-isolation --editable .
+	@$(VLLM)/bin/python -c "import ray, torch, torchvision, vllm"
 	@rm -f $(VLLM)/.ready-* && touch $@
 
 test-vllm: $(VLLM_STAMP)

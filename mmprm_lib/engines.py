@@ -26,12 +26,14 @@ def is_server(engine: str) -> bool:
 
 def load_generator(
     model: str | Path, engine: str = "transformers", *, batch_size: int = 512, bf16: bool = False,
-    trust_remote_code: bool = False, name: str = "",
+    trust_remote_code: bool = False, name: str = "", processor: str | Path = "",
 ) -> Generator:  # fmt: skip
     """A generator of `model` (a folder, a hub id, "embedded"; at a server, its name there) in this process.
 
     engine: "transformers"; "vllm", in a process beside this one; or the address of an OpenAI-compatible server up to
-    and with /v1. batch_size: sequences at once. ValueError for any other engine; ImportError where vLLM is missing.
+    and with /v1. batch_size: sequences at once. processor: where the processor of a server's model lies, if anywhere
+    here (a folder, a hub id): choices are then asked for by their tokens. ValueError for any other engine; ImportError
+    where vLLM is missing.
     """
     if engine == "transformers":
         options = {"dtype": torch.bfloat16 if bf16 else torch.float32, "trust_remote_code": trust_remote_code}
@@ -40,7 +42,8 @@ def load_generator(
         dtype = "bfloat16" if bf16 else "float32"
         return VllmGenerator(model, in_flight=batch_size, name=name, trust_remote_code=trust_remote_code, dtype=dtype)
     if is_server(engine):
-        return ServedGenerator(Endpoint(engine, str(model), max_concurrency=min(AT_ONCE, batch_size)), name=name)
+        words = models.load_processor(processor, trust_remote_code) if processor else None
+        return ServedGenerator(Endpoint(engine, str(model), max_concurrency=min(AT_ONCE, batch_size)), words, name=name)
     raise ValueError(f"engine is {engine!r}: write transformers, vllm, or the http(s) address of a server with /v1")
 
 

@@ -19,6 +19,8 @@ import torch
 from . import benchmark, models, stats, world
 from .asking import Generator
 from .benchmark import Benchmark
+from .critic import Critic
+from .critic_training import form_of
 from .engines import is_server, load_fleet
 from .fleet import FleetScorer
 from .grading import verdict
@@ -60,6 +62,23 @@ def load_policy(
     generator = load_fleet(n_workers, place, engine, name=where.rpartition("/")[2], **options)
     run.model("policy", generator.fingerprint)
     return generator
+
+
+def load_critic(
+    run: Run, name: str, where: str | Path, *, engine: str = "transformers", n_workers: int = 0, batch_size: int = 256,
+    trust_remote_code: bool = False,
+) -> Critic:  # fmt: skip
+    """The critic that `critic_training.train` has put at `where` (see `locate`; a Path is taken as it is).
+
+    The run records its hash as that of `name`. `engine` and `n_workers` as of `load_policy`; at a server, too, the
+    folder is read: for the form and the tokens of the verdicts.
+    """
+    folder = where if isinstance(where, Path) else locate(run, where)
+    form, options = form_of(folder), {"batch_size": batch_size, "trust_remote_code": trust_remote_code}
+    place = where if is_server(engine) else folder
+    critic = Critic(load_fleet(n_workers, place, engine, name=name, processor=folder, **options), form)
+    run.model(name, critic.fingerprint)
+    return critic
 
 
 def load_scorer(

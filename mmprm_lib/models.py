@@ -134,8 +134,7 @@ def load(
         raise FileNotFoundError(f"the embedded base is missing at {EMBEDDED}: train it with `make base`")
     logging.disable_progress_bar()  # bars on stderr would be noise in every executed notebook
     options = dict(trust_remote_code=trust_remote_code, revision=revision)
-    processor = AutoProcessor.from_pretrained(source, **options)
-    processor.tokenizer.padding_side = "left"
+    processor = load_processor(path, **options)
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
 
@@ -147,6 +146,16 @@ def weights_hash(module: torch.nn.Module) -> str:
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
+
+
+def load_processor(
+    path: str | Path = "embedded", trust_remote_code: bool = False, revision: str | None = None
+) -> ProcessorMixin:
+    """The processor of a checkpoint, as of `load`; its tokenizer pads on the left."""
+    source = EMBEDDED if str(path) == "embedded" else path
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    processor.tokenizer.padding_side = "left"
+    return processor
 
 
 def has_bf16(device: torch.device) -> bool:

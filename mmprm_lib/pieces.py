@@ -49,17 +49,19 @@ class Chain:
         """Whether the next token is a choice."""
         return (self.before + self.text).endswith(self.sampling.cue)
 
-    def piece(self) -> tuple[Request, Sampling]:
+    def piece(self, exact: bool = True) -> tuple[Request, Sampling]:
         """How the next free text is asked for: a name of its own, which seeds it, its stop strings and its length.
 
-        A stop string may begin in the text that is there: what is left of it stops, too, and is looked at again.
+        A stop string may begin in the text that is there: what is left of it stops, too, and is looked at again. Not if
+        the engine gives no more of the text than up to a stop string (`exact` is False): a stop in vain would cost the
+        rest of a token.
         """
         asked, ends = self.sampling, (*self.sampling.stop, self.sampling.cue)
         written = [self.text] * len(asked.stop) + [self.before + self.text]
         rests = [s[k:] for s, t in zip(ends, written, strict=True) for k in range(1, len(s)) if t.endswith(s[:k])]
-        how = Sampling(
-            asked.temperature, asked.top_p, asked.top_k, self.limit - self.n_tokens, asked.seed, (*ends, *rests)
-        )
+        stop = (*ends, *rests) if exact else ends
+        left = self.limit - self.n_tokens
+        how = Sampling(asked.temperature, asked.top_p, asked.top_k, left, asked.seed, stop)
         return replace(self.request, key=f"{self.request.seed_key}|{self.sample}|{self.n_tokens}"), how
 
     def wrote(self, text: str, n_tokens: int, reason: str = "") -> Completion | None:

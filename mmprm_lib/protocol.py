@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field, ValidationError
 from .asking import Completion
 from .schema import Count
 
+NUMBERED = "token_id:"  # how vLLM spells a token by its number, where it is asked to
+
 
 def seed_of(seed: int, key: str) -> int:
     """The 31-bit seed that another engine is sent for what is called `key`."""
@@ -120,37 +122,41 @@ def n_completion_tokens(raw: bytes) -> int | None:
     return _checked(raw).counts.completion_tokens
 
 
-def piece(raw: bytes) -> tuple[Completion, str | None]:
-    """The one completion of an answer, and the string that stopped it; None if it ended by itself or was cut.
+def piece(raw: bytes) -> tuple[Completion, str | None, list[int] | None]:
+    """The one completion of an answer, the string that stopped it (None if it ended by itself or was cut), its tokens.
 
-    ValueError if the answer is malformed, or does not say which of these it was.
+    The tokens, which may reach beyond the string, are None where the server does not tell them. ValueError if the
+    answer is malformed, or does not say which of these it was.
     """
     [completion], choice = completions(raw, 1), _checked(raw).choices[0]
     if completion.finish_reason == "stop" and not {"stop_reason", "matched_stop"} & choice.model_fields_set:
         raise ValueError("the server does not say what stopped a text (stop_reason), as choices at a cue need it")
     met = [s for s in (choice.stop_reason, choice.matched_stop) if isinstance(s, str)]
-    return completion, met[0] if met and completion.finish_reason == "stop" else None
+    return completion, met[0] if met and completion.finish_reason == "stop" else None, choice.token_ids
 
 
 def likely(raw: bytes, choices: Sequence[str], ids: Sequence[int]) -> list[tuple[str, float]]:
     """Of each choice its first token, as the answer spells it, and the log-probability of that.
 
-    `ids`: the choices' first tokens, where they are known; "" for the spelling then. Else that token is taken with
-    which this choice alone begins, the longest of those that the answer holds. ValueError naming a choice of which the
-    answer tells nothing: its probability is unknown, which is not 0.
+    `ids`: the choices' first tokens, for an answer that names tokens by their numbers. In one that spells them, that
+    token is taken with which this choice alone begins, the longest if there are several. ValueError naming a choice of
+    which the answer tells nothing: its probability is unknown, which is not 0.
     """
     given = _checked(raw).choices[0].logprobs
     tokens = given.content[0].top_logprobs if given and given.content else []
+    named = bool(ids) and any(t.token.startswith(NUMBERED) for t in tokens)
+
+    def is_first(token: str, i: int) -> bool:
+        if named:
+            return token == f"{NUMBERED}{ids[i]}"
+        return bool(token) and [c for c in choices if c.startswith(token)] == [choices[i]]
+
     found = []
     for i, choice in enumerate(choices):
-        others = [c for c in choices if c != choice]
-        mine = [t for t in tokens if t.token == f"token_id:{ids[i]}"] if ids else [
-            t for t in tokens if t.token and choice.startswith(t.token)
-            and not any(other.startswith(t.token) for other in others)
-        ]  # fmt: skip
+        mine = [t for t in tokens if is_first(t.token, i)]
         if not mine:
             told = f"among the {len(tokens)} likeliest tokens that the server tells"
             raise ValueError(f"choice {choice!r} is not {told}: its probability is unknown")
         best = max(mine, key=lambda t: len(t.token))
-        found.append(("" if ids else best.token, best.logprob))
+        found.append((best.token, best.logprob))
     return found

@@ -20,7 +20,7 @@ from .decoding import ChoiceSampling, Sampling
 from .endpoint import Endpoint, Reply, at_once, image_url
 from .fingerprints import fingerprint
 from .pieces import Chain
-from .prompts import cut_at
+from .prompts import cut_at, text_of
 from .protocol import seed_of
 from .steps import STEP_SEPARATOR, neutralise, prefix_text, question_text
 
@@ -114,7 +114,7 @@ class ServedGenerator:
         """A text with choices, one HTTP request per piece. RuntimeError if one of them failed."""
         chain, done = Chain(request, sample, sampling, self._before(request), ids or range(len(sampling.choices))), None
         while done is None:
-            asked, how = chain.piece()
+            asked, how = chain.piece(exact=bool(self.processor and self.counting))
             asked = replace(asked, opening=request.opening + chain.text)
             done = self._choice(chain, asked, ids) if chain.due else self._free(chain, asked, how)
         return done
@@ -129,12 +129,14 @@ class ServedGenerator:
         return chain.wrote(chain.text + word, chain.n_tokens + 1)
 
     def _free(self, chain: Chain, asked: Request, how: Sampling) -> Completion | None:
-        found, met = self._sent(asked.key, partial(self._body, asked, 1, how), protocol.piece)
+        found, met, tokens = self._sent(asked.key, partial(self._body, asked, 1, how), protocol.piece)
         if found.error:
             return found
-        text = chain.text + self._whole(asked, found).text + (met or "")
+        if self.processor and tokens:  # the text as the server gives it ends where the stop string does
+            found, met = replace(found, text=text_of(self.processor.tokenizer, tokens)), met and ""
+        text, reason = chain.text + self._whole(asked, found).text + (met or ""), found.finish_reason
         # a piece without a count is a token at least, so that the text has an end
-        return chain.wrote(text, chain.n_tokens + max(1, found.n_tokens), "" if met else found.finish_reason)
+        return chain.wrote(text, chain.n_tokens + max(1, found.n_tokens), reason if met is None else "")
 
     def _sent(self, key: str, body: Callable[[], dict[str, Any]], read: Callable[[bytes], T]) -> T:
         """What `read` makes of the answer to the fields of `body`, both counted. RuntimeError saying what failed."""

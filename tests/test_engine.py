@@ -17,8 +17,9 @@ import psutil
 import pytest
 import torch
 
-from mmprm_lib import data, models
+from mmprm_lib import data, evaluation, models
 from mmprm_lib.asking import Request
+from mmprm_lib.critic import Critic
 from mmprm_lib.decoding import ChoiceSampling, Sampling
 from mmprm_lib.endpoint import Endpoint
 from mmprm_lib.generation import TransformersGenerator
@@ -33,10 +34,14 @@ from tests.servers import free_port
 pytest.importorskip("vllm", reason="no vLLM in this environment: make test-vllm runs these tests in one that has it")
 from mmprm_lib.engine import VllmGenerator, readable  # noqa: E402
 
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else an engine takes nearly all memory of a CPU
 FREE = Sampling(max_new_tokens=64, seed=3)
 GREEDY = Sampling(temperature=0.0, max_new_tokens=64)
 LOGPROB_TOLERANCE = 1e-3  # nats, float32 on both sides
-SETTINGS = {"dtype": "float32", "max_model_len": 1024}
+PROBABILITY_TOLERANCE = 1e-4  # of a choice
+# nothing is compiled, which takes minutes; the engine of the notebook below is one as users have it
+SETTINGS = {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True, "gpu_memory_utilization": 0.3}
+DIGITS = {"cue": "is", "choices": (" 1", " 2", " 3", " 4", " 5", " 6", " 7", " 8", " 9")}  # "Bar A is 3"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,8 @@ class VllmServe:
         # what `vllm serve` runs; the command itself asks for a package called vllm, and that of a CPU is vllm-cpu
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self.checkpoint]
         command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--dtype", "float32", "--max-model-len", "1024"]
+        command += ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", "--no-enable-chunked-prefill"]
+        command += ["--gpu-memory-utilization", "0.3"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         until = time.monotonic() + 600
@@ -111,11 +117,17 @@ def keyed(problems, prefix=()):
     return [Request(p, prefix, f"k{i}") for i, p in enumerate(problems)]
 
 
-def test_greedy_is_that_of_transformers_with_and_without_a_prefix(generator, reference, problems):
+@pytest.fixture(scope="module")
+def expected(reference, problems):
+    """({key: texts} of transformers, the requests): 100 without a prefix, 100 that go on from a first step."""
     whole = texts(reference, keyed(problems), sampling=GREEDY)
     begun = [Request(p, tuple(split(whole[f"k{i}"][0])[:1]), f"p{i}") for i, p in enumerate(problems)]
-    requests = [*keyed(problems[:100]), *begun[100:]]
-    ours, theirs = (texts(g, requests, sampling=GREEDY) for g in (generator, reference))
+    return whole | texts(reference, begun[100:], sampling=GREEDY), [*keyed(problems[:100]), *begun[100:]]
+
+
+def test_greedy_is_that_of_transformers_with_and_without_a_prefix(generator, expected):
+    theirs, requests = expected
+    ours = texts(generator, requests, sampling=GREEDY)
     same = np.mean([ours[r.key] == theirs[r.key] for r in requests])
     assert len(requests) == 200 and same >= 0.99, f"{same:.1%} of 200 are the same"
 
@@ -169,6 +181,23 @@ def test_finish_reasons_token_counts_and_stop_strings(generator, problems):
     assert cut.text == whole.text.partition("\n\n")[0] and cut.finish_reason == "stop"
 
 
+def test_a_request_passes_its_image_once_however_many_samples_are_drawn(engine, problems, monkeypatch):
+    opened = []
+    monkeypatch.setattr("mmprm_lib.engine.open_image", lambda p: opened.append(p.problem_id) or data.open_image(p))
+    assert sum(len(done) for _, done in engine.sample(keyed(problems[:3]), 4, FREE)) == 12
+    assert opened == [p.problem_id for p in problems[:3]]
+
+
+def test_prompts_that_begin_alike_share_their_cache(engine, problems):
+    long = ("Bar A is 3.",) * 90  # a block of the cache has 128 tokens on a CPU
+    cached = []
+    for last in ("So 4.", "So 5."):
+        prompt, params = engine._prepared(Request(problems[0], (*long, last), "k"), 1, GREEDY)
+        [out] = engine._llm.generate([prompt], params, use_tqdm=False)
+        cached.append(out.num_cached_tokens)
+    assert cached[0] == 0 and cached[1] >= 128
+
+
 def test_a_bad_image_costs_its_own_request_alone(generator, problems, tmp_path):
     made = data.from_world({"test": 3}, 1, tmp_path)
     (tmp_path / made[1].image).write_bytes(b"no image")
@@ -200,9 +229,77 @@ def test_labels_come_out_whole(generator, problems, tmp_path):
     assert len(labels) == len(solutions) == 8 and all(r.strategy == "exhaustive" for r in labels)
 
 
-def test_choices_are_refused(generator):
-    with pytest.raises(ValueError, match="transformers back end"):
-        generator.sample([], 1, ChoiceSampling(cue=":", choices=("a", "b")))
+# -- choices at a cue: what a critic is made of
+
+
+def chosen(generator, requests, n=1, **options):
+    sampling = ChoiceSampling(**{"temperature": 0.0, "max_new_tokens": 64} | DIGITS | options)
+    return {request.key: done for request, done in generator.sample(requests, n, sampling)}
+
+
+@pytest.mark.parametrize("options", [{}, {"take": 2}, {"patience": 4}, {"stop": ("\n\n",)}, {"cue": "never:"}], ids=str)
+def test_greedy_choices_are_those_of_transformers(generator, reference, problems, options):
+    """Of 51 requests, a third of which begin at a cue, and a third inside of one.
+
+    Not on a server: it is sent the text anew with every piece, and "Bar A i" and "s" become the tokens of "Bar A is".
+    """
+    openings = ("Bar A is", "" if isinstance(generator, ServedGenerator) else "Bar A i", "")
+    requests = [Request(p, (), f"c{i}", opening=openings[i % 3]) for i, p in enumerate(problems[:51])]
+    ours, theirs = chosen(generator, requests, **options), chosen(reference, requests, **options)
+    for key in theirs:
+        [our], [their] = ours[key], theirs[key]
+        assert (our.text, our.n_tokens, our.finish_reason) == (their.text, their.n_tokens, their.finish_reason)
+        assert len(our.choice_probs) == len(their.choice_probs)
+        assert np.allclose(our.choice_probs, their.choice_probs, atol=PROBABILITY_TOLERANCE)
+    found = [p for [c] in theirs.values() for p in c.choice_probs]
+    # some are sure, some are not, and where no digit fits, the coverage is small
+    assert (len(found) > 17 and np.ptp(np.max(found, axis=1)) > 0.2) or "never" in str(options)
+
+
+def test_drawn_choices_hang_on_the_seed_the_key_and_the_number_alone(generator, problems):
+    requests = [Request(p, (), f"c{i}", opening="Bar A is") for i, p in enumerate(problems[:12])]
+    found = chosen(generator, requests, 3, temperature=2.0, seed=1)
+    assert chosen(generator, requests[::-1], 3, temperature=2.0, seed=1) == found
+    assert [c.text for c in chosen(generator, requests[:1], 3, temperature=2.0, seed=1)["c0"]] == [
+        c.text for c in found["c0"]
+    ]
+    assert chosen(generator, requests, 3, temperature=2.0, seed=2) != found
+    assert len({c.text[:2] for done in found.values() for c in done}) > 4, "all of them choose alike"
+
+
+def test_the_first_choice_is_drawn_by_the_random_number_of_transformers(generator, reference, problems):
+    requests = [Request(p, (), f"c{i}", opening="Bar A is") for i, p in enumerate(problems[:50])]
+    ours, theirs = (chosen(g, requests, 2, temperature=2.0, max_new_tokens=1) for g in (generator, reference))
+    assert [c.text for r in requests for c in ours[r.key]] == [c.text for r in requests for c in theirs[r.key]]
+
+
+def test_a_server_that_is_asked_by_words_knows_the_likely_ones(served, reference, problems):
+    """Without a tokenizer, among the 20 likeliest; a digit that is not there is unknown."""
+    blind = ServedGenerator(served.endpoint)
+    requests = [Request(p, (), f"c{i}", opening="Bar A is") for i, p in enumerate(problems[:20])]
+    theirs, ours = (chosen(g, requests, choices=(" 3", " 4"), max_new_tokens=1) for g in (reference, blind))
+    known = [r.key for r in requests if not ours[r.key][0].error]
+    assert known and all("probability is unknown" in c.error for [c] in ours.values() if c.error)
+    for key in known:
+        assert ours[key][0].text == theirs[key][0].text
+        assert np.allclose(ours[key][0].choice_probs, theirs[key][0].choice_probs, atol=PROBABILITY_TOLERANCE)
+
+
+@pytest.mark.parametrize("options", [{}, {"judge_all": True}], ids=str)
+def test_a_critic_writes_what_it_writes_on_transformers(generator, reference, problems, options):
+    solutions = evaluation.writer_solutions(problems[:50], "w", 1, 0, slip=0.3, misconception=0.0, neutral=0.0)
+    short = {"step_tokens": 8, "max_new_tokens": 24, **options}
+    ours, theirs = (
+        {c.solution_id: c for c in Critic(g, "verdict_only").critique(problems, solutions, **short)}
+        for g in (generator, reference)
+    )
+    assert len(ours) == 50 and len({c.model_dump_json() for c in theirs.values()}) > 1
+    for name, their in theirs.items():
+        our = ours[name]
+        told = [(c.parse, c.first_error, c.corrected_step) for c in (our, their)]
+        assert told[0] == told[1]
+        assert [s.verdict for s in our.steps] == [s.verdict for s in their.steps]
+        assert np.allclose([s.p_correct for s in our.steps], [s.p_correct for s in their.steps], atol=1e-3)
 
 
 def test_a_server_that_dies_and_comes_back_loses_nothing(served, problems):
@@ -217,37 +314,56 @@ def test_a_server_that_dies_and_comes_back_loses_nothing(served, problems):
     assert {r.key: [c.text for c in done] for r, done in found} == undisturbed
 
 
+KEY = "sk-to-be-written-nowhere"
+
+
+def run_notebooks(root, *only):
+    """Nothing; the notebooks of the project at `root`, of its profile `engines`, in a process of their own."""
+    environment = {**os.environ, "MMPRM_ROOT": str(root), "PYTHONPATH": str(REPOSITORY), "OPENAI_API_KEY": KEY}
+    command = [sys.executable, "-m", "mmprm_lib.runner", "--profile", "engines", "--run-name", "engines"]
+    done = subprocess.run([*command, "--only", *only], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The root of a project whose first notebook has run."""
+    root = tmp_path_factory.mktemp("engines") / "project"
+    (root / "params" / "engines").mkdir(parents=True)
+    (root / "requirements.lock").write_text("")
+    shutil.copytree(REPOSITORY / "notebooks", root / "notebooks")
+    # JSON is YAML
+    write_json(root / "params" / "engines" / "01_data.yaml", {"n_train": 8, "n_dev": 2, "n_test": 2})
+    run_notebooks(root, "01")
+    return root
+
+
 @pytest.mark.parametrize(
     ("engine", "n_workers"), [("vllm", 0), ("served", 0), ("transformers", 1)], ids=["vllm", "server", "ray"]
 )
-def test_a_notebook_runs_on_each_engine_by_its_parameters_alone(engine, n_workers, request, tmp_path):
+def test_a_notebook_runs_on_each_engine_by_its_parameters_alone(engine, n_workers, request, project, tmp_path):
     policy = "embedded"
     if engine == "served":
         policy, engine = "tiny", request.getfixturevalue("served").endpoint.base_url
-    root, profile = tmp_path / "project", tmp_path / "project" / "params" / "engines"
-    profile.mkdir(parents=True)
-    (root / "requirements.lock").write_text("")
-    shutil.copytree(REPOSITORY / "notebooks", root / "notebooks")
+    root = shutil.copytree(project, tmp_path / "project")
     given = {"policy": policy, "engine": engine, "n_workers": n_workers, "n_label_problems": 3, "n_label_dev": 1}
     given |= {"n_solutions": 2, "n_rollouts": 2, "max_new_tokens": 48, "n_shown": 1, "generation_batch": 16}
-    write_json(profile / "01_data.yaml", {"n_train": 8, "n_dev": 2, "n_test": 2})  # JSON is YAML
-    write_json(profile / "03_mc_labeling.yaml", given)
-    environment = {**os.environ, "MMPRM_ROOT": str(root), "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "mmprm_lib.runner", "--profile", "engines", "--run-name", "engines"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    write_json(root / "params" / "engines" / "03_mc_labeling.yaml", given)
+    run_notebooks(root, "03")
     folder = root / "results" / "engines" / "03_mc_labeling"
     labels = read_records(folder / "labels.jsonl", StepLabels)
     assert len(labels) == 8 and sum(len(r.mc_score) for r in labels) > 8
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["params"]["engine"] == engine and manifest["models"]["policy"]
+    written = [path for path in (root / "results").rglob("*") if path.is_file()]
+    assert len(written) > 5 and not [path for path in written if KEY.encode() in path.read_bytes()]
 
 
 def test_closing_ends_the_engines_process(engine):
     """Last in this file: the engine is gone after it."""
     ours = [p for p in psutil.Process().children(recursive=True) if "VLLM::" in " ".join(p.cmdline())]
     ours = [p for p in ours if not any("api_server" in " ".join(q.cmdline()) for q in p.parents())]
-    assert ours, "the engine has no process of its own"
+    assert ours and sum(p.memory_info().rss for p in ours) > 2**28, "the engine has no process of its own"
     engine.close()
     engine.close()
     assert not psutil.wait_procs(ours, timeout=30)[1], "an engine process is still there"

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from mmprm_lib import data, engines, evaluation, fleet
+from mmprm_lib import data, engines, evaluation, fleet, models
 from mmprm_lib.asking import Request
 from mmprm_lib.decoding import Sampling
 from mmprm_lib.engines import load_generator
@@ -41,6 +41,23 @@ def test_an_address_is_a_server_and_the_policy_its_name_there(tmp_path):
     assert policy.endpoint.max_concurrency == 4 and run.models == {"policy": policy.fingerprint}
     many = load_generator("m", "http://localhost:1/v1", batch_size=512)
     assert many.endpoint.max_concurrency == engines.AT_ONCE
+
+
+def test_a_critic_is_loaded_with_its_form_whatever_draws_it(tmp_path):
+    processor, folder = models.new_processor(), tmp_path / "07_generative_prm" / "critique"
+    models.new_base(0, processor.tokenizer, width=64, layers=2, vision_layers=1).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    run = ToyRun(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no critic; run notebooks/07"):
+        evaluation.load_critic(run, "critic", "07_generative_prm/critique")
+    (folder / "critic.json").write_text('{"format": 1, "fields": ["logic"]}')
+    here = evaluation.load_critic(run, "critic", "07_generative_prm/critique", batch_size=7)
+    assert here.form.fields == ("logic",) and here.generator.batch_size == 7
+    assert run.models == {"critic": here.fingerprint}
+    assert evaluation.load_critic(run, "critic", folder).fingerprint == here.fingerprint
+    served = evaluation.load_critic(run, "critic", "07_generative_prm/critique", engine="http://localhost:1/v1")
+    assert served.generator.endpoint.model == "07_generative_prm/critique" and served.form == here.form
+    assert served.generator.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
 
 
 def test_a_closed_generator_holds_no_model_and_says_so():

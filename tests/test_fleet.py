@@ -77,6 +77,21 @@ def test_what_goes_on_goes_on_in_a_fleet_too(alone, workers, problems):
     assert ours == texts(alone, keyed(problems[:3]), 2, more) and len(ours) == 3 + 6
 
 
+def test_what_goes_on_comes_before_new_requests(workers, problems):
+    """Of an endless iterable, too; else a search would hold everything open."""
+
+    def more(request, sample, completion):
+        steps = (*request.prefix, "So 4.")
+        return Request(request.problem, steps, f"{request.key}+") if len(steps) < 3 else None
+
+    endless = (Request(problems[i % 12], (), f"e{i}") for i in count())
+    stream, found = workers.sample(endless, 1, FREE, more), []
+    while not found or not found[-1].endswith("++"):
+        found.append(next(stream)[0].key)
+    # two tasks of 4 requests for each of 2 workers are out, and as many again may be taken before the second one ends
+    assert len(found) <= 32 and f"{found[-1]}".removesuffix("++") in found
+
+
 def test_an_endless_iterable_is_read_as_there_is_room(workers, problems):
     read = []
 

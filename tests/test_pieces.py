@@ -39,6 +39,7 @@ def test_a_text_goes_on_until_a_stop_string_its_end_or_its_length():
 
 def test_a_cue_or_a_stop_string_may_have_begun_before_the_piece():
     assert chain(before="it i").piece()[1].stop == ("is:", "s:")
+    assert chain(before="it i").piece(exact=False)[1].stop == ("is:",)
     mine = chain(stop=("\n\nB",), before="\n\n")  # what was there before is no part of the text
     assert mine.piece()[1].stop == ("\n\nB", "is:")
     mine.wrote("a\n\n", 2)

@@ -220,7 +220,7 @@ def writes(text, told=TOLD, says_why=True, **options):
             rest = whole[: whole.index(stop)] if stop else whole
         n_tokens = len(rest + (stop or ""))
         choice |= {"index": 0, "message": {"role": "assistant", "content": rest}, "finish_reason": "stop"}
-        choice |= {"stop_reason": stop, "token_ids": [7] * n_tokens} if says_why else {}
+        choice |= {"stop_reason": stop} if says_why else {}
         usage = {"prompt_tokens": 5, "completion_tokens": n_tokens, "total_tokens": 0}
         return body(json.dumps({"choices": [choice], "usage": usage, "model": "toy-1"}).encode())
 
@@ -254,6 +254,13 @@ def test_choices_are_asked_for_by_their_tokens_where_the_tokenizer_is_known(prob
     assert sent["logprob_token_ids"] == ids and sent["return_tokens_as_token_ids"]
     assert found.choice_probs == (pytest.approx((0.9, 1e-6)),)
     assert found.text.startswith("Judgement:" + processor.tokenizer.decode(ids[:1]))
+
+
+def test_a_server_that_spells_its_tokens_is_understood_where_the_tokenizer_is_known(problems):
+    with writes("Judgement:?\n\n") as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"), models.new_processor())
+        [(_, [found])] = generator.sample([Request(problems[0], (), "k")], 1, CHOICES)
+    assert found.choice_probs == (pytest.approx((0.3, 0.5)),) and found.text.startswith("Judgement: In")
 
 
 @pytest.mark.parametrize(

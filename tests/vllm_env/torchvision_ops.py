@@ -19,7 +19,7 @@ class Declares(MetaPathFinder):
             sys.meta_path.remove(self)
             import torch
 
-            if not torch.cuda.is_available():
+            if torch.version.cuda is None:
                 LIBRARIES.append(torch.library.Library("torchvision", "DEF"))
                 for operator in ("nms", "qnms"):
                     LIBRARIES[0].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
