@@ -7,7 +7,6 @@ Images are copied, named by their content, so that a folder of records stands by
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,8 @@ from pydantic import ValidationError
 from . import world
 from .fields import answer_type_of, check_gold, choices_of, clean, from_json
 from .images import Rejected, decode, inside, open_image, png, prune, read_bytes, store
-from .schema import Problem
+from .rows import MAX_ROW, elements, lines
+from .schema import Problem, faults
 from .splits import counts, examples, frame, guess_floor, overlap, overlap_table, split_by
 
 __all__ = [
@@ -168,18 +168,14 @@ def from_hub(
 
 def _rows(path: Path) -> Iterator[Any]:
     """The JSON values of the rows, None for a line that is no JSON; ValueError if an array as a whole is broken."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         if not path.name.removesuffix(".gz").endswith(".json"):
-            yield from (from_json(line) for line in file if line.strip())
+            yield from (None if line is None else from_json(line) for _, line in lines(file))
             return
         try:
-            values = json.loads(file.read())
+            yield from (value for _, value in elements(path, file))
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}; JSON lines belong in a .jsonl file") from error
-    if not isinstance(values, list):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an array of rows")
-    yield from values
+            raise ValueError(f"{error}; JSON lines belong in a .jsonl file") from error
 
 
 def _collect(
@@ -207,6 +203,8 @@ def _collect(
 
 def _values(row: Any, columns: dict[str, str], seen: set[str]) -> dict[str, Any]:
     """The row's values under our names, with id, question and answer as clean text; Rejected if one is missing."""
+    if row is None:
+        raise Rejected("broken_row", f"no JSON object, or a line of {MAX_ROW} bytes or more")
     if not isinstance(row, dict):
         raise Rejected("broken_row", f"expected an object, found {type(row).__name__}")
     if missing := [f"{theirs!r} ({ours})" for ours, theirs in columns.items() if theirs not in row]:
@@ -232,8 +230,7 @@ def _problem(values: dict[str, Any], raw: bytes, out_dir: Path, source: str, spl
             choices=choices, source=source, split=clean(values.get("split")) or split,
         )  # fmt: skip
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise Rejected("invalid_record", what[:300]) from error
+        raise Rejected("invalid_record", faults(error)[:300]) from error
     problem._root = out_dir
     return problem
 

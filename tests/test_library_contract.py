@@ -15,7 +15,7 @@ FLOORS = [
     {"schema", "fingerprints", "parameters", "provenance", "run", "runner", "stages", "verify", "sweep", "cleaning"}
     | {"stats", "sequential"},
     {"world", "answers", "mathcheck", "quantities", "steps"},
-    {"data", "fields", "images", "splits", "models", "curriculum", "pretrain"},
+    {"data", "fields", "images", "rows", "splits", "models", "curriculum", "pretrain"},
     {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "protocol", "served", "engine", "outcomes"}
     | {"guards", "labeling_files", "engines", "fleet"},
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
