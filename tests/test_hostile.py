@@ -4,15 +4,35 @@ import gzip
 import io
 import json
 import os
+import pickle
+import shutil
+import struct
 import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
-from mmprm_lib import benchmark, critique, data, interchange, mathcheck, policy, quantities, rows, schema, steps, trees
+from mmprm_lib import (
+    benchmark,
+    critique,
+    data,
+    interchange,
+    mathcheck,
+    models,
+    parameters,
+    policy,
+    quantities,
+    rows,
+    schema,
+    steps,
+    trees,
+)
 from mmprm_lib.answers import equal, extract, normal_form, verdict
 from mmprm_lib.label_selection import parse_first_error
+from mmprm_lib.run import Run
+from tests.doubles import problem
 
 SECONDS = 3.0  # of CPU for what takes milliseconds, and took minutes where time was quadratic or worse
 
@@ -33,8 +53,9 @@ def quick():
 
 LONG = 60_000
 PUMPS = [
-    "\n", "\n ", " ", "\\boxed{", "\\boxed{\\", "\\boxed ", "<answer>", "<step>", "<step></answer>", "</step>", "answer ",
-    "answer to ", "Answer:", "A:", "####", ". ", "答案", "Intent: ", "Step 1:", "**", "\\frac{", "(A) ", "$$", "\r",
+    "\n", "\n ", " ", "\\boxed{", "\\boxed{\\", "\\boxed ", "<answer>", "<step>", "<step></answer>", "</step>",
+    "answer ", "answer to ", "Answer:", "A:", "####", ". ", "答案", "Intent: ", "Step 1:", "**", "\\frac{", "(A) ",
+    "$$", "\r",
 ]  # fmt: skip
 
 
@@ -198,9 +219,8 @@ def test_a_hostile_line_costs_itself_alone(folder, number, quick):
     (folder / "in/rows.jsonl").write_bytes(b"\n".join([text, line(id="after")]))
     problems, bad = data.from_files(folder / "in/rows.jsonl", folder / "out")
     assert [b.reason for b in bad] == [reason] * bool(reason) and problems[-1].problem_id == "after"
-    for format in interchange.FORMATS if text[:1] != b"[" else ():  # no format has such rows: each is one bad row, none ends the reading
-        bad = []
-        assert list(interchange.FORMATS[format][0](folder / "in/rows.jsonl", bad=bad)) == [] and len(bad) == 2
+    for read, _ in interchange.FORMATS.values() if text[:1] != b"[" else ():  # none has such rows, and none ends here
+        assert list(read(folder / "in/rows.jsonl", bad=(bad := []))) == [] and len(bad) == 2
 
 
 def test_a_line_without_end_is_passed_over_and_not_held(folder, monkeypatch):
@@ -258,3 +278,139 @@ NODE = {"correct_rollouts": [], "incorrect_rollouts": [], "mc_value": 0.5, "visi
 def test_a_broken_tree_is_one_error_that_names_its_node(changed):
     with pytest.raises(ValueError, match="^p: node [01] is of another kind: .*; is this a tree of MM-PRM"):
         trees.from_mm_prm(NODE | changed, "p")
+
+
+# -- weights
+
+
+class Evil:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of the embedded checkpoint that a test may spoil; `ran` beside it is made by whatever gets to run."""
+    shutil.copytree(models.EMBEDDED, tmp_path / "ck")
+    (tmp_path / "outside.bin").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    yield tmp_path / "ck"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "inside.bin", "../w.safetensors", "/w.safetensors", "", 5, "a/b"])
+def test_an_index_that_names_other_files_is_refused(checkpoint, name):
+    (checkpoint / "inside.bin").write_bytes((checkpoint.parent / "outside.bin").read_bytes())
+    shutil.move(checkpoint / "model.safetensors", checkpoint.parent / "w.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.language_model.norm.weight": name}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index.json names .*: only .safetensors files of its folder are read"):
+        models.load(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "{}", '{"weight_map": 5}', '{"weight_map": {"a": []}}'])
+def test_a_broken_index_is_an_error_that_names_it(checkpoint, text):
+    (checkpoint / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match="model.safetensors.index.json is no index of weights"):
+        models.load(checkpoint)
+
+
+def header(tensors):
+    raw = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(raw)) + raw + bytes(4)
+
+
+def test_weights_that_are_no_safetensors_are_one_clear_error(checkpoint):
+    weights, evil = checkpoint / "model.safetensors", Evil(checkpoint.parent / "ran")
+    lying = {"a": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}}
+    overlapping = {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}
+    for raw in (b"", struct.pack("<Q", 2**60) + b"{}", header(lying), header(overlapping), pickle.dumps(evil)):
+        weights.write_bytes(raw)
+        with pytest.raises(ValueError, match=r"the weights of .*ck are no safetensors .*: fetch or convert them again"):
+            models.load(checkpoint)
+    torch.save(evil, weights)
+    with pytest.raises(ValueError, match="are no safetensors"):
+        models.load(checkpoint)
+    weights.rename(checkpoint / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        models.load(checkpoint)
+
+
+def test_pickled_adapters_and_code_of_a_checkpoint_do_not_run(checkpoint):
+    canary = checkpoint.parent / "ran"
+    (checkpoint / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nC = M = P = T = 1\n")
+    (checkpoint / "custom_generate").mkdir()
+    shutil.copy(checkpoint / "evil.py", checkpoint / "custom_generate/generate.py")
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        given = json.loads((checkpoint / name).read_text())
+        given["auto_map"] = {"AutoConfig": "evil.C", "AutoModelForImageTextToText": "evil.M", "AutoProcessor": "evil.P"}
+        given["auto_map"]["AutoTokenizer"] = ["evil.T", "evil.T"]
+        (checkpoint / name).write_text(json.dumps(given))
+    shutil.copy(checkpoint.parent / "outside.bin", checkpoint / "pytorch_model.bin")
+    assert type(models.load(checkpoint)[0]).__name__ == "LlavaForConditionalGeneration"  # the library's own class
+    adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(checkpoint)}
+    (checkpoint / "adapter_config.json").write_text(json.dumps(adapter))
+    shutil.copy(checkpoint.parent / "outside.bin", checkpoint / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors"):
+        models.load(checkpoint)
+    given = json.loads((checkpoint / "config.json").read_text()) | {"model_type": "evil"}
+    (checkpoint / "config.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        models.load(checkpoint)
+
+
+TEMPLATES = {
+    "{{ ''.__class__.__mro__ }}": "unsafe", "{{ cycler.__init__.__globals__.os.system('touch RAN') }}": "unsafe",
+    "{% for i in range(10**9) %}a{% endfor %}": "Range too big", "{% include '/etc/passwd' %}": "no loader",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "recursion", "{{ open('RAN', 'w') }}": "'open' is undefined",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_is_run_in_a_sandbox(checkpoint, template, quick):
+    _, processor = models.load("embedded")
+    processor.chat_template = template.replace("RAN", str(checkpoint.parent / "ran"))
+    with pytest.raises(Exception, match=TEMPLATES[template]):
+        steps.policy_prompt(problem(), processor)
+
+
+# -- parameters
+
+DECLARED = parameters.declared_in("n: int = 3  # [1, 5] count\nmode: str = 'a'  # {a, b}\nrest: dict = {}")
+ALIASES = zip("abcdefgh", "bcdefghi", strict=True)
+BOMB = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in ALIASES)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (BOMB, r"an alias \(\*name\): write the value out"), ("n: 1\nmode: a\nn: 2", r"'n' stands there twice \(line 3\)"),
+    ("rest: {x: 1, y: {z: 1, z: 2}}", "'z' stands there twice"), ("[" * 700 + "]" * 700, "recursion"),
+    ("n: [1", "flow sequence"),
+    ("n: !!python/object/apply:os.system ['touch ran']", "could not determine a constructor"),
+    ("n: " + "1" * 5000, "4300 digits"), ("mode: \x00", "special characters"), (b"mode: \xff", "utf-8"),
+])  # fmt: skip
+def test_a_hostile_parameter_file_is_an_error_that_names_it(tmp_path, text, message, quick, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"p.yaml: no YAML: .*{message}") as error:
+        parameters.read_yaml(tmp_path / "p.yaml")
+    assert len(str(error.value)) < 1000 and os.listdir(tmp_path) == ["p.yaml"]
+
+
+def test_errors_on_parameters_are_short_and_escaped():
+    for given in ({"n": "x" * 10**6}, {"mode": "\x1b[2J" * 10**5}, {"\x1b[2J" * 10**5: 1}, {"n": [1] * 10**5}):
+        with pytest.raises(ValueError, match="parameters of here:\n  - ") as error:
+            parameters.resolve(DECLARED, given, "here")
+        assert len(str(error.value)) < 600 and "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "", "a//b", ".hidden", "a\0", "a\n", "~", "a/", "x y"])
+def test_a_run_name_is_a_path_below_the_results(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMPRM_RESULTS", str(tmp_path / "results"))
+    for given in ({"run_name": name}, {"run_name": "fine", "reads": name}) if name else ({"run_name": name},):
+        with pytest.raises(ValueError, match="use letters, digits"):
+            Run("01_data", given)
+    assert not (tmp_path / "results").exists()
