@@ -22,7 +22,8 @@ from pydantic import ValidationError
 from . import stats
 from .data import BadRow, answer_type_of, clean
 from .images import Rejected, decode, inside, read_bytes, store
-from .schema import Problem, Solution, fingerprint, sha256_of, write_bytes
+from .rows import lines_of
+from .schema import Problem, Solution, faults, fingerprint, sha256_of, write_bytes
 from .stats import Estimate
 
 NO_GOLD = "(no gold answer)"  # a benchmark of steps can do without one, a Problem cannot
@@ -73,7 +74,7 @@ def read_visualprocessbench(path: str | Path, strict: bool = False) -> Benchmark
         raise FileNotFoundError(f"{path} is missing: give a .jsonl file in VisualProcessBench's format")
     found = Benchmark([], [], [], [], [])
     problems, digests, seen = dict[str, Problem](), dict[str, str](), set[str]()
-    for row, line in enumerate(line for line in path.read_bytes().split(b"\n") if line.strip()):
+    for row, (_, line) in enumerate(lines_of(path)):
         name = ""
         try:
             record = _json_object(line)
@@ -97,9 +98,9 @@ def read_visualprocessbench(path: str | Path, strict: bool = False) -> Benchmark
     return found
 
 
-def _json_object(line: bytes) -> dict[str, Any]:
+def _json_object(line: bytes | None) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line or b"")
         json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair can be escaped in JSON, but not written
     except (ValueError, RecursionError) as error:
         raise Rejected("broken_row", f"no JSON in UTF-8: {str(error)[:200]}") from error
@@ -135,7 +136,7 @@ def _row(
             policy=clean(record.get("policy_model")) or "unknown", finish_reason="stop", reason="only steps are judged",
         )  # fmt: skip
     except ValidationError as error:
-        raise Rejected("invalid_record", "; ".join(f"{e['loc']}: {e['msg']}" for e in error.errors())[:300]) from error
+        raise Rejected("invalid_record", faults(error)[:300]) from error
     problem._root = root
     return problem, solution, labels, notes
 
@@ -163,7 +164,7 @@ def write_visualprocessbench(
     """
     path, by_id, names = Path(path), {problem.problem_id: problem for problem in problems}, dict[str, str]()
 
-    def lines() -> Iterator[bytes]:
+    def rows() -> Iterator[bytes]:
         for solution, marks in zip(solutions, labels, strict=True):
             name = solution.solution_id
             if solution.problem_id not in by_id:
@@ -173,7 +174,7 @@ def write_visualprocessbench(
             problem = by_id[solution.problem_id]
             if problem.problem_id not in names:
                 source = problem.image_path
-                names[problem.problem_id] = store(source.read_bytes(), source.suffix, path.parent)[0]
+                names[problem.problem_id] = store(read_bytes(source), source.suffix, path.parent)[0]
             record = {
                 "id": name, "image": [names[problem.problem_id]], "question": problem.question,
                 "answer": None if problem.answer == NO_GOLD else problem.answer,
@@ -183,7 +184,7 @@ def write_visualprocessbench(
             }  # fmt: skip
             yield json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
-    write_bytes(path, lines())
+    write_bytes(path, rows())
 
 
 def flatten(labels: Sequence[Sequence[StepLabel]], scores: Sequence[SolutionScores]) -> Flat:

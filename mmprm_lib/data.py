@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from . import registry, world
 from .fields import answer_type_of, check_gold, choices_of, clean, json_rows
 from .images import Rejected, decode, inside, open_image, png, prune, read_bytes, store
-from .schema import Problem
+from .rows import MAX_ROW
+from .schema import Problem, faults
 from .splits import counts, examples, frame, guess_floor, overlap, overlap_table, split_by
 
 __all__ = [
@@ -231,6 +232,8 @@ def _collect(
 
 def _values(row: Any, columns: dict[str, str], seen: set[str]) -> dict[str, Any]:
     """The row's values under our names, with id, question and answer as clean text; Rejected if one is missing."""
+    if row is None:
+        raise Rejected("broken_row", f"no JSON object, or a line of {MAX_ROW} bytes or more")
     if not isinstance(row, dict):
         raise Rejected("broken_row", f"expected an object, found {type(row).__name__}")
     if missing := [f"{theirs!r} ({ours})" for ours, theirs in columns.items() if theirs not in row]:
@@ -256,8 +259,7 @@ def _problem(values: dict[str, Any], raw: bytes, out_dir: Path, source: str, spl
             choices=choices, source=source, split=clean(values.get("split")) or split, grading=values.get("grading"),
         )  # fmt: skip
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise Rejected("invalid_record", what[:300]) from error
+        raise Rejected("invalid_record", faults(error)[:300]) from error
     problem._root = out_dir
     return problem
 

@@ -95,6 +95,7 @@ class VllmGenerator:
         except ImportError as error:
             raise ImportError(f"no vLLM in this environment ({error}): make vllm-env makes one") from None
         source = str(models.EMBEDDED if str(model) == "embedded" else model)
+        models.check_index(Path(source))
         code = {"trust_remote_code": trust_remote_code, "revision": revision}
         self.processor = AutoProcessor.from_pretrained(source, **code)
         self.tokenizer, self.in_flight, self.name = self.processor.tokenizer, in_flight, name or Path(source).name

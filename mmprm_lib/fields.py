@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .images import Rejected
+from .rows import elements, lines
 
 # "\times" written without escaping is a tab and "imes". A backspace before a letter can have come about in no other
 # way; tabs and returns can, so that they need one of the commands behind them.
@@ -89,15 +90,11 @@ def from_json(text: str | bytes) -> Any:
 
 def json_rows(path: Path) -> Iterator[Any]:
     """The JSON values of the rows, None for a line that is no JSON; ValueError if an array as a whole is broken."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         if not path.name.removesuffix(".gz").endswith(".json"):
-            yield from (from_json(line) for line in file if line.strip())
+            yield from (None if line is None else from_json(line) for _, line in lines(file))
             return
         try:
-            values = json.loads(file.read())
+            yield from (value for _, value in elements(path, file))
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}; JSON lines belong in a .jsonl file") from error
-    if not isinstance(values, list):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an array of rows")
-    yield from values
+            raise ValueError(f"{error}; JSON lines belong in a .jsonl file") from error

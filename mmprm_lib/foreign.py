@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import io
 import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from pydantic import ValidationError
 
 from .data import BadRow
 from .images import Rejected
-from .schema import Rate, Record, StepLabels, fingerprint, write_bytes
+from .rows import MAX_ROW, SPACE, elements, lines
+from .schema import Rate, Record, StepLabels, faults, fingerprint, write_bytes
 
 OWN = "mmprm"  # the key of a row, which other programs pass over, for what the format itself has no place for
-CHUNK = 2**16  # characters of a JSON array that are read at a time
-MAX_ELEMENT = 2**26  # characters of one element; a longer one is a broken file, not data
-SPACE = " \t\r\n"
 Mark = Literal[-1, 0, 1]
 Parse = Callable[[dict[str, Any], str], Iterable["Labelled"]]
 Group = Sequence["Labelled"]
@@ -35,9 +32,6 @@ VERDICTS = {True: "correct", False: "wrong", None: "unknown"}
 
 def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON; write null where a number is not known")
-
-
-DECODER = json.JSONDecoder(parse_constant=_constant)
 
 
 class Labelled(Record):
@@ -155,8 +149,7 @@ def labelled(
         )  # fmt: skip
         return Labelled(labels=labels, question=question, marks=marks, **fields)
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'labels'}: {e['msg']}" for e in error.errors()[:3])
-        raise Rejected("invalid_record", what[:300]) from error
+        raise Rejected("invalid_record", faults(error)[:300]) from error
 
 
 # with what they are where nothing is known
@@ -231,10 +224,7 @@ def _read(path: Path, parse: Parse, refused: _Refused) -> Iterator[Labelled]:
     stem = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         first = file.peek(4096).lstrip(SPACE.encode() + codecs.BOM_UTF8)[:1]
-        rows = _elements(path, file) if first == b"[" else enumerate(file, start=1)
-        for number, raw in rows:
-            if isinstance(raw, bytes) and not raw.strip():
-                continue
+        for number, raw in elements(path, file) if first == b"[" else lines(file):
             try:
                 made = list(parse(_object(raw), f"{stem}:{number}"))
             except Rejected as why:
@@ -245,57 +235,17 @@ def _read(path: Path, parse: Parse, refused: _Refused) -> Iterator[Labelled]:
 
 
 def _object(raw: Any) -> dict[str, Any]:
+    if raw is None:
+        raise Rejected("broken_row", f"no JSON object, or a line of {MAX_ROW} bytes or more")
     try:
         value = json.loads(raw, parse_constant=_constant) if isinstance(raw, bytes) else raw
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be escaped in JSON, but not written
+        # half a surrogate pair can be escaped in JSON, but not written; nor can what an array holds beyond JSON
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise Rejected("broken_row", f"no JSON in UTF-8: {str(error)[:200]}") from error
     if not isinstance(value, dict):
         raise Rejected("broken_row", f"expected an object, found {type(value).__name__}")
     return value
-
-
-def _elements(path: Path, binary: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    """The elements of a JSON array with their numbers from 1, held one at a time; ValueError where the array breaks.
-
-    A comma after the last element is passed over.
-    """
-    file, text, wanted, number = io.TextIOWrapper(binary, "utf-8-sig"), "", "[", 0
-    try:
-        while True:
-            text = text.lstrip(SPACE)
-            if not text:
-                if not (text := file.read(CHUNK)):
-                    raise ValueError("the file ends before the array does")
-            elif text[0] == "]" and wanted != "[":
-                return
-            elif not wanted:
-                number += 1
-                value, text = _element(file, text)
-                yield number, value
-                wanted = ","
-            elif text[0] == wanted:
-                text, wanted = text[1:], ""
-            else:
-                raise ValueError(f"found {text[:20]!r}, wanted {wanted!r}")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, element {number}: no JSON array in UTF-8: {str(error)[:200]}") from error
-
-
-def _element(file: io.TextIOWrapper, text: str) -> tuple[Any, str]:
-    """The value that `text` and what follows it begin with, and the rest of what was read."""
-    while True:
-        try:
-            value, end = DECODER.raw_decode(text)
-            if end < len(text):  # else a number might go on
-                return value, text[end:]
-        except json.JSONDecodeError:
-            if len(text) > MAX_ELEMENT:
-                raise
-        more = file.read(max(CHUNK, len(text)))  # twice the length each time, so that a long one is not tried often
-        if not more:
-            raise ValueError("the file ends within it")
-        text += more
 
 
 def write_rows(
@@ -330,5 +280,5 @@ def write_rows(
 def _encoded(row: dict[str, Any]) -> bytes:
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise Rejected("invalid_record", f"a field is no JSON: {str(error)[:200]}") from error

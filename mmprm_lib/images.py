@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .schema import Problem, sha256_of
 
@@ -45,14 +45,16 @@ def inside(root: Path, name: str) -> Path:
         raise Rejected("no_image", "the image path is empty")
     if "://" in name:
         raise Rejected("no_image", f"{name[:200]!r} is an address, which is not fetched; download the image first")
+    if name.startswith("data:"):
+        raise Rejected("no_image", f"{name[:60]!r} is the image itself as a data URI; write it to a file of the folder")
     if "\0" in name:
         raise Rejected("path_escapes", f"{name[:200]!r} holds a NUL character")
     root = root.resolve()
     plain = Path(os.path.normpath(root / name))  # does not follow links; resolve does: they agree iff there is none
     try:
         real = plain.resolve()
-    except (OSError, RuntimeError) as error:
-        raise Rejected("path_escapes", f"{name[:200]!r} cannot be followed: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:  # ValueError: half a surrogate pair
+        raise Rejected("path_escapes", f"{name[:200]!r} cannot be followed: {error}"[:500]) from error
     if not plain.is_relative_to(root) or not real.is_relative_to(root):
         raise Rejected("path_escapes", f"{name[:200]!r} leads out of the folder of the records")
     if plain != real:
@@ -70,11 +72,13 @@ def read_bytes(path: Path) -> bytes:
     info = os.fstat(handle)
     if not stat.S_ISREG(info.st_mode):
         os.close(handle)
-        raise Rejected("no_image", f"{path.name!r} is no regular file")
+        raise Rejected("no_image", f"{path.name[:200]!r} is no regular file")
     with os.fdopen(handle, "rb") as file:
-        if info.st_size > MAX_BYTES:
-            raise Rejected("image_bomb", f"{path.name!r} has {info.st_size} bytes, the limit is {MAX_BYTES}")
-        return file.read()
+        raw = file.read(MAX_BYTES + 1) if info.st_size <= MAX_BYTES else b""  # it may grow meanwhile
+        if len(raw) > MAX_BYTES or info.st_size > MAX_BYTES:
+            size = max(len(raw), info.st_size)
+            raise Rejected("image_bomb", f"{path.name[:200]!r} has {size} bytes or more, the limit is {MAX_BYTES}")
+        return raw
 
 
 def decode(raw: bytes) -> tuple[Image.Image, str]:
@@ -96,6 +100,8 @@ def decode(raw: bytes) -> tuple[Image.Image, str]:
         raise Rejected("image_bomb", str(error)[:300]) from error
     except Rejected:
         raise
+    except UnidentifiedImageError as error:  # its own words hold an address in memory, another one in every run
+        raise Rejected("broken_image", f"the bytes are no image of {', '.join(OPENED)}, or end too early") from error
     except BROKEN as error:
         raise Rejected("broken_image", f"{type(error).__name__}: {str(error)[:300]}") from error
 
@@ -104,9 +110,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """The image in 8-bit RGB on white, detached from its file."""
     if image.mode == "F" or image.mode.startswith("I"):
         # Pillow's own conversion clips 16 bits at 255, which turns a grey figure white
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        scale = 255.0 / 65535.0 if image.mode.startswith("I") else (255.0 if values.max() <= 1.0 else 1.0)
-        image = Image.fromarray(np.clip(values * scale, 0, 255).round().astype(np.uint8))
+        values = np.nan_to_num(np.array(image, dtype=np.float64), copy=False)  # in place: 320 MB at MAX_PIXELS
+        values *= 255.0 / 65535.0 if image.mode.startswith("I") else (255.0 if values.max() <= 1.0 else 1.0)
+        image = Image.fromarray(np.rint(np.clip(values, 0, 255, out=values), out=values).astype(np.uint8))
     if "transparency" in image.info or "A" in image.getbands() or image.mode in ("La", "RGBa", "PA"):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

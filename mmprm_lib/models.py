@@ -1,11 +1,14 @@
 """Vision-language models: loading any of the Auto classes, and the architecture of the embedded base."""
 
 import hashlib
+import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
@@ -126,16 +129,21 @@ def load(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """(model, processor) of a checkpoint folder or hub id; "embedded" is the base that is shipped with the package.
 
-    Only safetensors are read; code of the checkpoint runs only if `trust_remote_code` is set. `device`: a GPU if there
-    is one.
+    Only safetensors are read; code of the checkpoint runs only if `trust_remote_code` is set. ValueError for a folder
+    whose index names anything else, or a file outside of it, and for a file that is no safetensors. `device`: a GPU if
+    there is one.
     """
     source = EMBEDDED if str(path) == "embedded" else path
     if str(path) == "embedded" and not (EMBEDDED / "config.json").exists():
         raise FileNotFoundError(f"the embedded base is missing at {EMBEDDED}: train it with `make base`")
+    check_index(Path(source))
     logging.disable_progress_bar()  # bars on stderr would be noise in every executed notebook
     options = dict(trust_remote_code=trust_remote_code, revision=revision)
     processor = load_processor(path, **options)
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {path} are no safetensors ({error}): fetch or convert them again") from error
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
 
 
@@ -156,6 +164,21 @@ def load_processor(
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     processor.tokenizer.padding_side = "left"
     return processor
+
+
+def check_index(folder: Path) -> None:
+    """Nothing; ValueError if the index of a checkpoint folder names a file that is no safetensors of this folder.
+
+    transformers would follow such a name wherever it leads, and would unpickle what does not end in .safetensors.
+    """
+    for index in folder.glob("*.index.json") if folder.is_dir() else ():
+        try:
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is no index of weights: {type(error).__name__}; fetch it again") from error
+        for name in names:
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+                raise ValueError(f"{index} names {str(name)[:100]!r}: only .safetensors files of its folder are read")
 
 
 def has_bf16(device: torch.device) -> bool:

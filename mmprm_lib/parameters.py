@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 TYPES: dict[str, type] = {t.__name__: t for t in (int, float, str, bool, list, dict)}
 
 
@@ -118,6 +120,40 @@ def _restriction(comment: str, kind: type, default: Any) -> tuple[tuple[float, f
     return None, None
 
 
+def shown(value: Any) -> str:
+    """The value as an error shows it: one line, control characters escaped, 200 characters at most."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
+
+
+def read_yaml(path: Path) -> Any:
+    """The value of a YAML file. ValueError naming the file if it is none, names a key twice, or repeats by an alias.
+
+    PyYAML takes the last of two equal keys in silence; a few lines of aliases of aliases stand for gigabytes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it holds an alias (*name): write the value out")
+        _check_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no YAML: {str(error)[:500]}") from None
+
+
+def _check_keys(node: yaml.Node | None) -> None:
+    """Nothing; ValueError if a mapping in a document holds a key twice."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    seen = set[str]()
+    for key, _ in pairs:
+        if key.value in seen if isinstance(key, yaml.ScalarNode) else False:
+            raise ValueError(f"{key.value[:100]!r} stands there twice (line {key.start_mark.line + 1}): remove one")
+        seen.add(str(key.value))
+    inner = [value for _, value in pairs] if pairs else node.value if isinstance(node, yaml.SequenceNode) else []
+    for value in inner:
+        _check_keys(value)
+
+
 def _is(value: Any, kind: type) -> bool:
     """Whether a value has a type: an int may stand for a float, a bool for nothing else."""
     if kind is float:
@@ -127,7 +163,7 @@ def _is(value: Any, kind: type) -> bool:
 
 def _wrong_type(name: str, kind: str, value: Any) -> str:
     """What is wrong, with the remedy where the mistake is a known one of YAML."""
-    message = f"{name} must be {kind}, got {type(value).__name__} {value!r}"
+    message = f"{name} must be {kind}, got {type(value).__name__} {shown(value)}"
     if isinstance(value, str):
         number = re.fullmatch(r"([+-]?\d+)[eE]([+-]?\d+)", value.strip())
         if number:
@@ -155,9 +191,10 @@ def _errors(parameter: Parameter, value: Any) -> list[str]:
         elif isinstance(entry, float) and not math.isfinite(entry):
             errors.append(f"{parameter.name} is {entry}; give a finite number")
         elif parameter.bounds and not parameter.bounds[0] <= entry <= parameter.bounds[1]:
-            errors.append(f"{parameter.name} is {entry!r}, outside [{parameter.bounds[0]:g}, {parameter.bounds[1]:g}]")
+            low, high = parameter.bounds
+            errors.append(f"{parameter.name} is {shown(entry)}, outside [{low:g}, {high:g}]")
         elif parameter.members is not None and entry not in parameter.members:
-            errors.append(f"{parameter.name} is {entry!r}, not one of {', '.join(map(repr, parameter.members))}")
+            errors.append(f"{parameter.name} is {shown(entry)}, not one of {', '.join(map(repr, parameter.members))}")
     return errors
 
 
@@ -166,7 +203,9 @@ def resolve(parameters: Mapping[str, Parameter], given: Mapping[str, Any], where
 
     One ValueError lists all that is wrong: unknown names, wrong types, values out of range.
     """
-    errors = [f"{name} is unknown; declared are: {', '.join(parameters)}" for name in given if name not in parameters]
+    unknown = [shown(name) if not str(name).isprintable() or len(str(name)) > 200 else name for name in given
+               if name not in parameters]  # fmt: skip
+    errors = [f"{name} is unknown; declared are: {', '.join(parameters)}" for name in unknown]
     values = {}
     for name, parameter in parameters.items():
         value = copy.deepcopy(given.get(name, parameter.default) if name in given else parameter.default)

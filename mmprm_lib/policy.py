@@ -24,6 +24,7 @@ from .generation import TransformersGenerator
 from .packing import NO_TARGET as IGNORED
 from .packing import Packed, packed_texts, rows_per_batch
 from .packing import tensors as packed_tensors
+from .rows import lines_of
 from .schema import Problem, Solution, fingerprint, write_bytes
 from .steps import FORMATS, end_of_turn, join, neutralise, policy_prompt, split
 from .training import UpdateTrainer, gathered, training_arguments, with_lora
@@ -58,20 +59,18 @@ def worked(path: str | Path, problems: Sequence[Problem]) -> list[Pair]:
     which knows MM-PRM's <step> tags. ValueError with file:line on any other row, or if no row is about `problems`.
     """
     known, pairs = {p.problem_id: p for p in problems}, []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                name, steps = _worked_row(line, f"{path}:{number}")
-                pairs += [(known[name], steps)] if name in known else []
+    for number, line in lines_of(path):
+        name, steps = _worked_row(line, f"{path}:{number}")
+        pairs += [(known[name], steps)] if name in known else []
     if not pairs:
         raise ValueError(f"{path} has no solution of any of the {len(known)} problems: compare its `problem_id`s")
     return pairs
 
 
-def _worked_row(line: str, where: str) -> tuple[str, list[str]]:
+def _worked_row(line: bytes | None, where: str) -> tuple[str, list[str]]:
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        row = json.loads(line or b"")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: no JSON: {error}") from None
     row = row if isinstance(row, dict) else {}
     name, steps, text = row.get("problem_id"), row.get("steps"), row.get("solution")

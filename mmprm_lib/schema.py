@@ -172,6 +172,12 @@ class Critique(Record):
     parse: Annotated[str, Field(pattern=r"^(ok|failed: .+)$")]
 
 
+def faults(error: ValidationError, most: int = 3) -> str:
+    """What is wrong with a record, field by field, on one line: names that a file gives its fields escaped and cut."""
+    found = (f"{'.'.join(map(str, e['loc']))[:60] or 'record'}: {e['msg'][:200]}" for e in error.errors()[:most])
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in "; ".join(found))
+
+
 def _line(record: Record) -> bytes:
     """One line of a record file. Checked again, because a list inside a record can be changed past its checks."""
     type(record).model_validate(record.model_dump())
@@ -183,8 +189,7 @@ def _parse(path: Path, number: int, line: bytes, model: type[R]) -> R:
     try:
         record = model.model_validate_json(line)
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in error.errors()[:5])
-        raise ValueError(f"{path}:{number}: not a {model.__name__} record: {what}") from None
+        raise ValueError(f"{path}:{number}: not a {model.__name__} record: {faults(error, 5)}") from None
     if isinstance(record, Problem):
         record._root = path.parent
     return record
@@ -314,6 +319,8 @@ class RecordLog(Generic[R]):
             json.loads(data[last:end] or b"0")
         except ValueError:
             end = last
+        except RecursionError:
+            pass  # whole, and no record: that is told by the line's number
         if end < len(data):
             os.ftruncate(self._file.fileno(), start + end)
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmprm_lib import parameters, provenance
 from mmprm_lib.run import read_manifest
 
@@ -79,10 +77,7 @@ def plan(profile: str, only: list[str] | None = None, run_name: str | None = Non
 
 def _stage(source: Path, path: Path, run_name: str | None, profile: str) -> Stage:
     """The stage of a notebook with the parameters of a YAML file, checked against the notebook's declaration."""
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: no YAML: {error}") from None
+    given = parameters.read_yaml(path) or {}
     if not isinstance(given, dict):
         raise ValueError(f"{path}: must be `name: value` lines, is a {type(given).__name__}")
     given = {"run_name": profile, **given, **({"run_name": run_name} if run_name else {})}

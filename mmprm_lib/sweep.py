@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 
 from mmprm_lib import parameters, provenance, runner, stages
 from mmprm_lib.fingerprints import fingerprint
@@ -53,10 +52,7 @@ def points(sweep: str) -> list[Point]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ValueError(f"sweep {sweep!r} has no file {path}; there are: {known}")
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: no YAML: {error}") from None
+    given = parameters.read_yaml(path)
     if not isinstance(given, dict) or set(given) - {"notebook", "base", "points"} or not given.get("points"):
         raise ValueError(f"{path}: write `notebook:`, `base:` and `points:`, a list of `{{name: value}}` lines")
     source = root / "notebooks" / f"{given.get('notebook')}.ipynb"

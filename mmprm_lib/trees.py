@@ -94,7 +94,7 @@ def to_mm_prm(tree: Tree, problem: Problem) -> dict[str, Any]:
 def from_mm_prm(entry: dict[str, Any], problem_id: str) -> Tree:
     """The tree in an object of MM-PRM's JSON, nodes in the order of a depth-first walk, counts None.
 
-    Keys that MM-PRM's judge adds to nodes are left out. ValueError that names the missing key of a node.
+    Keys that MM-PRM's judge adds to nodes are left out. ValueError that names the node and what is wrong with it.
     """
     nodes: list[Node] = []
     stack: list[tuple[int | None, dict[str, Any]]] = [(None, entry)]
@@ -104,14 +104,15 @@ def from_mm_prm(entry: dict[str, Any], problem_id: str) -> Tree:
             right, wrong = found["correct_rollouts"], found["incorrect_rollouts"]
             mc, span = found["mc_value"], [] if parent is None else found["partial_solution"]
             visits, children = found["visit_count"], found["children"]
-        except KeyError as error:
-            raise ValueError(f"{problem_id}: node {len(nodes)} has no {error}; is this a tree of MM-PRM?") from None
-        nodes.append(Node(
-            parent=parent, span=span, estimated=parent is None or bool(right or wrong),
-            mc_value=None if mc is None else float(mc), visit_count=visits,
-            correct_rollouts=right, incorrect_rollouts=wrong,
-        ))  # fmt: skip
-        stack += [(len(nodes) - 1, child) for child in reversed(children)]
+            nodes.append(Node(
+                parent=parent, span=span, estimated=parent is None or bool(right or wrong),
+                mc_value=None if mc is None else float(mc), visit_count=visits,
+                correct_rollouts=right, incorrect_rollouts=wrong,
+            ))  # fmt: skip
+            stack += [(len(nodes) - 1, child) for child in reversed(children)]
+        except (KeyError, TypeError, ValueError) as error:
+            why = f"has no {error}" if isinstance(error, KeyError) else f"is of another kind: {str(error)[:200]!r}"
+            raise ValueError(f"{problem_id}: node {len(nodes)} {why}; is this a tree of MM-PRM?") from None
     return Tree(problem_id=problem_id, nodes=nodes, n_searches=sum(node.visit_count for node in nodes))
 
 

@@ -1,17 +1,38 @@
 """Hostile input: refused with one clear error or counted, nothing executed, nothing written outside, nothing lost."""
 
+import gzip
+import io
 import json
 import os
-import random
+import pickle
+import shutil
+import struct
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from PIL import Image
 
-from mmprm_lib import answers, critique, mathcheck, quantities, steps
+from mmprm_lib import (
+    benchmark,
+    critique,
+    data,
+    interchange,
+    mathcheck,
+    models,
+    parameters,
+    policy,
+    quantities,
+    rows,
+    schema,
+    steps,
+    trees,
+)
 from mmprm_lib.answers import equal, extract, normal_form, verdict
 from mmprm_lib.label_selection import parse_first_error
+from mmprm_lib.run import Run
+from tests.doubles import problem
 
 SECONDS = 3.0  # of CPU for what takes milliseconds, and took minutes where time was quadratic or worse
 
@@ -32,8 +53,9 @@ def quick():
 
 LONG = 60_000
 PUMPS = [
-    "\n", "\n ", " ", "\\boxed{", "\\boxed{\\", "\\boxed ", "<answer>", "<step>", "<step></answer>", "</step>", "answer ",
-    "answer to ", "Answer:", "A:", "####", ". ", "答案", "Intent: ", "Step 1:", "**", "\\frac{", "(A) ", "$$", "\r",
+    "\n", "\n ", " ", "\\boxed{", "\\boxed{\\", "\\boxed ", "<answer>", "<step>", "<step></answer>", "</step>",
+    "answer ", "answer to ", "Answer:", "A:", "####", ". ", "答案", "Intent: ", "Step 1:", "**", "\\frac{", "(A) ",
+    "$$", "\r",
 ]  # fmt: skip
 
 
@@ -122,3 +144,273 @@ def test_text_that_spells_python_is_never_run(tmp_path):
             assert equal(text, text + "+0", kind, []) is not True or kind == "choice"
             normal_form(text, asked("x+1", kind))
     assert not canary.exists()
+
+
+# -- rows of files
+
+
+def png(color="red", size=(9, 9)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Records' folder `in` with an image, links out of it, a pipe; a secret image beside it."""
+    (tmp_path / "in/sub").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/s.png").write_bytes(png("black"))
+    (tmp_path / "in/a.png").write_bytes(png())
+    (tmp_path / "in/link.png").symlink_to("../secret/s.png")
+    (tmp_path / "in/dir").symlink_to("../secret")
+    (tmp_path / "in/zero.png").symlink_to("/dev/zero")
+    (tmp_path / "in/loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "in/fifo.png")
+    return tmp_path
+
+
+def line(**fields):
+    row = {"id": "x", "question": "q", "answer": "1", "image_path": "a.png"}
+    return json.dumps(row | fields).encode()
+
+
+GOOD = line(id="good")
+NAMES = {
+    "../secret/s.png": "path_escapes", "/etc/passwd": "path_escapes", "sub/../../secret/s.png": "path_escapes",
+    "link.png": "path_escapes", "dir/s.png": "path_escapes", "zero.png": "path_escapes", "loop.png": "path_escapes",
+    "a\0.png": "path_escapes", "/proc/self/environ": "path_escapes", "\ud800.png": "path_escapes",
+    "fifo.png": "no_image", "..\\secret\\s.png": "no_image", "C:\\a.png": "no_image", "x" * 5000: "no_image",
+    "x/" * 3000 + "a.png": "no_image", "data:image/png;base64," + "A" * 5000: "no_image", "~/.bashrc": "no_image",
+    "file:///etc/passwd": "no_image", "https://x.y/a.png": "no_image", ".": "no_image", "sub": "no_image",
+    "\x1b[2J.png": "no_image", "a\u0301.png": "no_image", " ": "no_image",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_an_image_path_never_leads_out_of_the_folder_and_costs_its_row_alone(folder, name, quick):
+    (folder / "in/rows.jsonl").write_bytes(line(image_path=name) + b"\n" + GOOD)
+    problems, bad = data.from_files(folder / "in/rows.jsonl", folder / "out")
+    assert [p.problem_id for p in problems] == ["good"] and [b.reason for b in bad] == [NAMES[name]]
+    assert bad[0].detail.isprintable() and len(bad[0].detail) < 600
+    assert [p.read_bytes() for p in (folder / "out/images").iterdir()] == [png()]
+    row = json.loads(line(id="v", image=[name]))
+    row["response"] = {"steps": ["s"], "process_correctness": [1]}
+    (folder / "in/v.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"id": "w", "image": ["a.png"]}))
+    found = benchmark.read_visualprocessbench(folder / "in/v.jsonl")
+    assert [s.solution_id for s in found.solutions] == ["w"] and len(found.bad) == 1
+    assert found.bad[0].reason in (NAMES[name], "broken_row") and found.bad[0].detail.isprintable()
+
+
+LINES = {
+    b"[" * 100_000: "broken_row", b'{"a":' * 5000: "broken_row", b'{"id": 1' + b"0" * 5000 + b"}": "broken_row",
+    b"\xff\xfe" + GOOD: "broken_row", b"\0" * 1000: "broken_row", b'"text"': "broken_row", b"null": "broken_row",
+    b"NaN": "broken_row", line(id=""): "empty_id", line(image_path=None): "no_image", line(image_path=5): "no_image",
+    line(image_path=["a.png"] * 2): "several_images", line(id="good"): "", b"\xef\xbb\xbf" + line(): "",
+    line() + b"\r": "", line(question="a\u2028b"): "", line(question="\ud800", answer="\udfff1"): "empty_question",
+    line(answer=float("nan")): "", line(id="i" * 100_000): "", line(question="q" * 1_000_000): "",
+    b'{"id": "y", "id": "x", "question": "q", "answer": "1", "image_path": "a.png"}': "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(LINES)))
+def test_a_hostile_line_costs_itself_alone(folder, number, quick):
+    text, reason = list(LINES.items())[number]
+    (folder / "in/rows.jsonl").write_bytes(b"\n".join([text, line(id="after")]))
+    problems, bad = data.from_files(folder / "in/rows.jsonl", folder / "out")
+    assert [b.reason for b in bad] == [reason] * bool(reason) and problems[-1].problem_id == "after"
+    for read, _ in interchange.FORMATS.values() if text[:1] != b"[" else ():  # none has such rows, and none ends here
+        assert list(read(folder / "in/rows.jsonl", bad=(bad := []))) == [] and len(bad) == 2
+
+
+def test_a_line_without_end_is_passed_over_and_not_held(folder, monkeypatch):
+    monkeypatch.setattr(rows, "MAX_ROW", 1000)
+    with gzip.open(folder / "in/rows.jsonl.gz", "wb") as file:
+        file.write(GOOD + b"\n" + b" " * 5_000_000 + b"\n" + line(id="after") + b"\n" + b"x" * 1000)
+    problems, bad = data.from_files(folder / "in/rows.jsonl.gz", folder / "out")
+    assert [p.problem_id for p in problems] == ["good", "after"] and [b.row for b in bad] == [1, 3]
+    assert "or a line of 67108864 bytes or more" in bad[0].detail  # as it stands in the module that says it
+
+
+def test_an_array_of_small_elements_takes_time_in_proportion_to_it(folder, quick):
+    (folder / "in/rows.json").write_text("[" + "1," * 200_000 + "NaN, 1]")
+    bad = []
+    assert list(interchange.read_mm_prm(folder / "in/rows.json", bad=bad)) == [] and len(bad) == 200_002
+    with pytest.raises(ValueError, match="element 1: no JSON array in UTF-8: maximum recursion depth"):
+        (folder / "in/deep.json").write_text("[" * 100_000)
+        data.from_files(folder / "in/deep.json", folder / "out")
+
+
+def test_what_was_read_can_be_written_or_is_refused_however_deep(folder):
+    for depth in range(900, 1000):
+        text = '{"question":"q","process":"s<prm>","labels":[1],"x":' + "[" * depth + "]" * depth + "}"
+        (folder / "in/rows.jsonl").write_text(text)
+        found = list(interchange.read_mm_prm(folder / "in/rows.jsonl", bad=(bad := [])))
+        interchange.write_mm_prm(folder / "out.jsonl", found, strict=False, bad=bad)
+        assert len(found) + len(bad) >= 1
+
+
+def test_errors_on_records_show_no_control_characters_and_stay_short(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"\\u001b[2J\\u202e' + "k" * 5000 + '": 1, "problem_id": "p"}\n')
+    with pytest.raises(ValueError, match=r"r.jsonl:1: not a Problem record: .*question: Field required") as error:
+        schema.read_records(tmp_path / "r.jsonl", schema.Problem)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1500
+    (tmp_path / "r.jsonl").write_text("[" * 5000 + "\n")
+    (tmp_path / "r.key").write_text("k\n")
+    with (
+        pytest.raises(ValueError, match="r.jsonl:1: not a Problem record: record: Invalid JSON: recursion"),
+        schema.RecordLog(tmp_path / "r.jsonl", schema.Problem, "k"),
+    ):
+        pass
+    assert (tmp_path / "r.jsonl").read_text() == "[" * 5000 + "\n"
+    (tmp_path / "w.jsonl").write_bytes(b"[" * 100_000)
+    with pytest.raises(ValueError, match="w.jsonl:1: no JSON: maximum recursion"):
+        policy.worked(tmp_path / "w.jsonl", [])
+
+
+NODE = {"correct_rollouts": [], "incorrect_rollouts": [], "mc_value": 0.5, "visit_count": 0, "children": []}
+
+
+@pytest.mark.parametrize("changed", [
+    {"mc_value": "x"}, {"mc_value": []}, {"mc_value": 7}, {"children": 5}, {"children": [5]}, {"visit_count": -1},
+    {"correct_rollouts": 5}, {"children": [NODE | {"partial_solution": 3}]}, {"mc_value": float("nan")},
+])  # fmt: skip
+def test_a_broken_tree_is_one_error_that_names_its_node(changed):
+    with pytest.raises(ValueError, match="^p: node [01] is of another kind: .*; is this a tree of MM-PRM"):
+        trees.from_mm_prm(NODE | changed, "p")
+
+
+# -- weights
+
+
+class Evil:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of the embedded checkpoint that a test may spoil; `ran` beside it is made by whatever gets to run."""
+    shutil.copytree(models.EMBEDDED, tmp_path / "ck")
+    (tmp_path / "outside.bin").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    yield tmp_path / "ck"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "inside.bin", "../w.safetensors", "/w.safetensors", "", 5, "a/b"])
+def test_an_index_that_names_other_files_is_refused(checkpoint, name):
+    (checkpoint / "inside.bin").write_bytes((checkpoint.parent / "outside.bin").read_bytes())
+    shutil.move(checkpoint / "model.safetensors", checkpoint.parent / "w.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.language_model.norm.weight": name}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index.json names .*: only .safetensors files of its folder are read"):
+        models.load(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "{}", '{"weight_map": 5}', '{"weight_map": {"a": []}}'])
+def test_a_broken_index_is_an_error_that_names_it(checkpoint, text):
+    (checkpoint / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match="model.safetensors.index.json is no index of weights"):
+        models.load(checkpoint)
+
+
+def header(tensors):
+    raw = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(raw)) + raw + bytes(4)
+
+
+def test_weights_that_are_no_safetensors_are_one_clear_error(checkpoint):
+    weights, evil = checkpoint / "model.safetensors", Evil(checkpoint.parent / "ran")
+    lying = {"a": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}}
+    overlapping = {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}
+    for raw in (b"", struct.pack("<Q", 2**60) + b"{}", header(lying), header(overlapping), pickle.dumps(evil)):
+        weights.write_bytes(raw)
+        with pytest.raises(ValueError, match=r"the weights of .*ck are no safetensors .*: fetch or convert them again"):
+            models.load(checkpoint)
+    torch.save(evil, weights)
+    with pytest.raises(ValueError, match="are no safetensors"):
+        models.load(checkpoint)
+    weights.rename(checkpoint / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        models.load(checkpoint)
+
+
+def test_pickled_adapters_and_code_of_a_checkpoint_do_not_run(checkpoint):
+    canary = checkpoint.parent / "ran"
+    (checkpoint / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nC = M = P = T = 1\n")
+    (checkpoint / "custom_generate").mkdir()
+    shutil.copy(checkpoint / "evil.py", checkpoint / "custom_generate/generate.py")
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        given = json.loads((checkpoint / name).read_text())
+        given["auto_map"] = {"AutoConfig": "evil.C", "AutoModelForImageTextToText": "evil.M", "AutoProcessor": "evil.P"}
+        given["auto_map"]["AutoTokenizer"] = ["evil.T", "evil.T"]
+        (checkpoint / name).write_text(json.dumps(given))
+    shutil.copy(checkpoint.parent / "outside.bin", checkpoint / "pytorch_model.bin")
+    assert type(models.load(checkpoint)[0]).__name__ == "LlavaForConditionalGeneration"  # the library's own class
+    adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(checkpoint)}
+    (checkpoint / "adapter_config.json").write_text(json.dumps(adapter))
+    shutil.copy(checkpoint.parent / "outside.bin", checkpoint / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors"):
+        models.load(checkpoint)
+    given = json.loads((checkpoint / "config.json").read_text()) | {"model_type": "evil"}
+    (checkpoint / "config.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        models.load(checkpoint)
+
+
+TEMPLATES = {
+    "{{ ''.__class__.__mro__ }}": "unsafe", "{{ cycler.__init__.__globals__.os.system('touch RAN') }}": "unsafe",
+    "{% for i in range(10**9) %}a{% endfor %}": "Range too big", "{% include '/etc/passwd' %}": "no loader",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "recursion", "{{ open('RAN', 'w') }}": "'open' is undefined",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_is_run_in_a_sandbox(checkpoint, template, quick):
+    _, processor = models.load("embedded")
+    processor.chat_template = template.replace("RAN", str(checkpoint.parent / "ran"))
+    with pytest.raises(Exception, match=TEMPLATES[template]):
+        steps.policy_prompt(problem(), processor)
+
+
+# -- parameters
+
+DECLARED = parameters.declared_in("n: int = 3  # [1, 5] count\nmode: str = 'a'  # {a, b}\nrest: dict = {}")
+ALIASES = zip("abcdefgh", "bcdefghi", strict=True)
+BOMB = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in ALIASES)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (BOMB, r"an alias \(\*name\): write the value out"), ("n: 1\nmode: a\nn: 2", r"'n' stands there twice \(line 3\)"),
+    ("rest: {x: 1, y: {z: 1, z: 2}}", "'z' stands there twice"), ("[" * 700 + "]" * 700, "recursion"),
+    ("n: [1", "flow sequence"),
+    ("n: !!python/object/apply:os.system ['touch ran']", "could not determine a constructor"),
+    ("n: " + "1" * 5000, "4300 digits"), ("mode: \x00", "special characters"), (b"mode: \xff", "utf-8"),
+])  # fmt: skip
+def test_a_hostile_parameter_file_is_an_error_that_names_it(tmp_path, text, message, quick, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"p.yaml: no YAML: .*{message}") as error:
+        parameters.read_yaml(tmp_path / "p.yaml")
+    assert len(str(error.value)) < 1000 and os.listdir(tmp_path) == ["p.yaml"]
+
+
+def test_errors_on_parameters_are_short_and_escaped():
+    for given in ({"n": "x" * 10**6}, {"mode": "\x1b[2J" * 10**5}, {"\x1b[2J" * 10**5: 1}, {"n": [1] * 10**5}):
+        with pytest.raises(ValueError, match="parameters of here:\n  - ") as error:
+            parameters.resolve(DECLARED, given, "here")
+        assert len(str(error.value)) < 600 and "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "", "a//b", ".hidden", "a\0", "a\n", "~", "a/", "x y"])
+def test_a_run_name_is_a_path_below_the_results(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMPRM_RESULTS", str(tmp_path / "results"))
+    for given in ({"run_name": name}, {"run_name": "fine", "reads": name}) if name else ({"run_name": name},):
+        with pytest.raises(ValueError, match="use letters, digits"):
+            Run("01_data", given)
+    assert not (tmp_path / "results").exists()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmprm_lib import foreign, interchange, objective, schema
+from mmprm_lib import interchange, objective, rows, schema
 from mmprm_lib.images import Rejected, open_image, png
 from mmprm_lib.interchange import FORMATS, Labelled
 from mmprm_lib.schema import Problem, Solution, StepLabels, read_records, sha256_of, write_records
@@ -697,7 +697,7 @@ def test_candidates_with_and_without_scores_or_of_two_questions_make_no_row(tmp_
 @pytest.mark.parametrize("chunk", [1, 7, 100, 2**16])
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_array_is_read_whatever_the_pieces_it_comes_in(tmp_path, monkeypatch, chunk, packed):
-    monkeypatch.setattr(foreign, "CHUNK", chunk)
+    monkeypatch.setattr(rows, "CHUNK", chunk)
     text = "\n [ " + " ,\r\n ".join(
         json.dumps(TRAVERSED | {"answer": "ки\u2028]" * i}, ensure_ascii=False) for i in range(4)
     )
@@ -718,7 +718,6 @@ def test_an_array_is_read_whatever_the_pieces_it_comes_in(tmp_path, monkeypatch,
         ("[{} {}]", r"element 1: .*found '\{\}\]', wanted ','"),
         ("[{},", "element 1: .*the file ends before the array does"),
         ("[nul]", "element 1"),
-        ("[{}, NaN]", "element 2: .*NaN is no JSON"),
         ("[" * 5000, "element 1"),
     ],
 )
@@ -729,17 +728,17 @@ def test_a_broken_array_is_an_error_at_its_element(tmp_path, text, message):
 
 
 def test_a_broken_element_is_not_sought_through_the_whole_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(foreign, "CHUNK", 10)
-    monkeypatch.setattr(foreign, "MAX_ELEMENT", 100)
+    monkeypatch.setattr(rows, "CHUNK", 10)
+    monkeypatch.setattr(rows, "MAX_ROW", 100)
     (tmp_path / "rows.json").write_text('[{"a": x' + " " * 100_000 + "]")
-    sizes, read_text = [], foreign.io.TextIOWrapper.read
+    sizes, read_text = [], rows.io.TextIOWrapper.read
 
-    class Counted(foreign.io.TextIOWrapper):
+    class Counted(rows.io.TextIOWrapper):
         def read(self, size=-1):
             sizes.append(size)
             return read_text(self, size)
 
-    monkeypatch.setattr(foreign.io, "TextIOWrapper", Counted)
+    monkeypatch.setattr(rows.io, "TextIOWrapper", Counted)
     with pytest.raises(ValueError, match="rows.json, element 1: .*Expecting value"):
         read("mm_prm_rows", tmp_path / "rows.json")
     assert sum(sizes) < 400  # 10 + 10 + 19 + 38 + 76, and then it is over 100

@@ -15,12 +15,13 @@ FLOORS = [
     {"schema", "fingerprints", "parameters", "provenance", "run", "runner", "stages", "verify", "sweep", "cleaning"}
     | {"stats", "sequential"},
     {"world", "answers", "mathcheck", "quantities", "grading", "steps"},
-    {"data", "registry", "contamination", "fields", "images", "splits", "models", "architecture", "curriculum",
+    {"data", "registry", "contamination", "fields", "images", "rows", "splits", "models", "architecture", "curriculum",
      "pretrain"},
     {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "protocol", "served", "engine", "outcomes"}
     | {"guards", "labeling_files", "engines", "fleet", "pieces"},
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
-    | {"interchange", "interchange_text", "label_selection", "policy", "prm", "training", "packing", "launch", "checkpoints"}
+    | {"interchange", "interchange_text", "label_selection", "policy", "prm", "training", "packing", "launch"}
+    | {"checkpoints"}
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
     | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
     {"selection", "refinement", "pools", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
