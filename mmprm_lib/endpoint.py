@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import httpx
 import openai
 from PIL import Image
 
@@ -30,11 +31,13 @@ from .decoding import Sampling
 from .images import png
 from .run import progress
 from .schema import Count, Id, Problem, Record, RecordLog, fingerprint, write_records
+from .steps import neutralise
 
 FORMAT = 1  # of the stored replies and of what is sent: a change makes older files unusable
 GREEDY = Sampling(temperature=0.0, max_new_tokens=1024)
 NO_KEY = "no-key"  # servers of one's own want none, but the protocol has a place for it
 MAX_IMAGE_BYTES = 20 * 2**20  # of the PNG
+MAX_ANSWER_BYTES = 64 * 2**20  # of an answer, unpacked; a longer one is broken off
 T, R = TypeVar("T"), TypeVar("R")
 Prices = tuple[float, float]  # per million prompt tokens, per million completion tokens
 
@@ -174,8 +177,10 @@ class Endpoint:
             raise ValueError(f"prices {self.prices}: give (per million prompt tokens, per million completion tokens)")
         self._key, self._lock = _key_of(self.api_key_env), threading.Lock()
         self._client = openai.OpenAI(
-            api_key=self._key or NO_KEY, base_url=self.base_url, timeout=self.timeout_s, max_retries=self.max_retries
-        )
+            api_key=self._key or NO_KEY, base_url=self.base_url, timeout=self.timeout_s, max_retries=self.max_retries,
+            # what is asked goes to this address alone, and no server can fill the memory
+            http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [_read_bounded]}),
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r}, {self.model!r})"
@@ -239,7 +244,8 @@ class Endpoint:
         return {k: v for k, v in body.items() if k not in self.omit} | {"extra_body": more}
 
     def _messages(self, chat: Chat) -> list[dict[str, Any]]:
-        messages: list[dict[str, Any]] = [dict(m) for m in chat.messages]
+        # a server's template would take what spells a special token for one
+        messages: list[dict[str, Any]] = [dict(m) | {"content": neutralise(m["content"], None)} for m in chat.messages]
         if chat.problem is not None:
             first = next(m for m in messages if m["role"] == "user")
             url = {"url": image_url(chat.problem, self.max_image_side)}
@@ -253,10 +259,22 @@ class Endpoint:
         if not isinstance(error, openai.APIStatusError):
             return f"{type(error).__name__} at {self.base_url}, timeout {self.timeout_s} s: {told}"
         unset = error.status_code in (401, 403) and not self._key
-        return f"{type(error).__name__}: {told}" + f"; {self.api_key_env} is not set in the environment" * unset
+        moved = "; the server redirects: give the address where it is as base_url" * (300 <= error.status_code < 400)
+        return f"{type(error).__name__}: {told}" + f"; {self.api_key_env} is not set in the environment" * unset + moved
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
+
+
+def _read_bounded(response: httpx.Response) -> None:
+    """Nothing; reads the answer, OSError beyond MAX_ANSWER_BYTES."""
+    chunks, size = list[bytes](), 0
+    for chunk in response.iter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_ANSWER_BYTES:
+            raise OSError(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+    response._content = b"".join(chunks)  # where httpx keeps what was read; it has no other way in
 
 
 def _check_url(base_url: str) -> None:

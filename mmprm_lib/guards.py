@@ -120,7 +120,8 @@ class Guarded:
 def _text(error: object) -> str:
     """What went wrong, as one line that any file can hold."""
     text = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
-    return " ".join(text.encode("utf-8", "replace").decode().split())[:REASON_CHARS]
+    text = "".join(c if c.isprintable() else " " for c in text[: 10 * REASON_CHARS].encode("utf-8", "replace").decode())
+    return " ".join(text.split())[:REASON_CHARS]
 
 
 def _failed(n: int, reason: str) -> list[Completion]:

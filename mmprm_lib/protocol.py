@@ -78,7 +78,7 @@ def _checked(raw: bytes) -> _Answer:
 def _withheld(choice: _Choice) -> str:
     """Why a choice holds no answer; "" if it does."""
     if choice.message.refusal:
-        return f"refused: {choice.message.refusal}"
+        return f"refused: {choice.message.refusal[:300]}"
     return "cut by the server's content filter" if choice.finish_reason == "content_filter" else ""
 
 
