@@ -35,17 +35,18 @@ ALTERNATING = "{{ raise_exception('roles must alternate') }}"
 
 @dataclass(frozen=True)
 class Family:
-    """How a family's checkpoint is made: `build` gives (model, processor); `needs` names a package beside the core."""
+    """How a family's checkpoint is made: `build` gives (model, processor); `needs` names packages beside the core."""
 
     name: str
     build: Callable[[], tuple[Any, Any]]
-    needs: str = ""
+    needs: tuple[str, ...] = ()
 
     @property
     def missing(self) -> str:
         """Why the family cannot be built here; "" if it can."""
-        found = {"torchvision": is_torchvision_available, "num2words": is_num2words_available, "": lambda: True}
-        return "" if found[self.needs]() else f"the processor of {self.name} needs {self.needs}, which is not installed"
+        found = {"torchvision": is_torchvision_available(), "num2words": is_num2words_available()}
+        missing = " and ".join(package for package in self.needs if not found[package])
+        return missing and f"the processor of {self.name} needs {missing}, which is not installed"
 
 
 def trained(like: Tokenizer, special: list[str], bytes_as: str = "level") -> dict[str, Any]:
@@ -299,12 +300,12 @@ FAMILIES = {
     family.name: family
     for family in (
         Family("llava", llava),
-        Family("qwen2_5_vl", qwen2_5_vl, "torchvision"),
+        Family("qwen2_5_vl", qwen2_5_vl, ("torchvision",)),
         Family("gemma3", gemma3),
         Family("idefics3", idefics3),
-        Family("internvl", internvl, "torchvision"),
-        Family("qwen3_vl", qwen3_vl, "torchvision"),
-        Family("smolvlm", smolvlm, "num2words"),
+        Family("internvl", internvl, ("torchvision",)),
+        Family("qwen3_vl", qwen3_vl, ("torchvision",)),
+        Family("smolvlm", smolvlm, ("torchvision", "num2words")),
     )
 }
 
