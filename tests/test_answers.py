@@ -257,7 +257,7 @@ def test_a_forked_process_gets_its_own_checker():
 
 # --- parts ------------------------------------------------------------------------------------------------------
 def test_boxes_quantities_and_sequences_are_read_exactly():
-    assert last_boxed(r"\boxed{a\}b{c}}") == r"a\}b{c}" and last_boxed(r"\boxed{a") is None
+    assert last_boxed(r"\boxed{a\}b{c}}")[0] == r"a\}b{c}" and last_boxed(r"\boxed{a") is None
     assert quantity(r"-1\frac{4}{5}")[0] == Fraction(-9, 5)
     assert quantity("12 cm^2")[1] == ((("length", 2),), Fraction(1, 10_000))
     assert quantity("1/0") is None and quantity("2k") is None
