@@ -9,16 +9,17 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from mmprm_lib.extraction import after_anchor, extract, later_answer
 from mmprm_lib.mathcheck import TIMEOUT_S, CheckerError, Effort, Judgement, TooMuchError
 from mmprm_lib.quantities import (
     clean_text,
+    clock,
     exact_key,
-    last_boxed,
-    last_tagged,
     quantity,
     same_quantity,
     sequence,
     trailing_unit,
+    union_of,
     unmatched,
     unreadable,
 )  # fmt: skip
@@ -32,42 +33,9 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
-# --- extraction -----------------------------------------------------------------------------------
-_ANCHOR = re.compile(
-    r"(?im)(?:\bfinal\s+)?\banswers?\b\**(?:\s+(?:to|of|for)\s[^.\n:]{0,60}?)?\s*"
-    r"(?:\b(?:is|are)\b\**\s*:?|[:：]|=)\**|"
-    r"^\W{0,9}final answer\W{0,9}$|答案\**\s*(?:应?[是为])?\s*[:：]?\**|^[^\S\n]*####|^\W{0,4}(?-i:A)\s*[:：]\**")
-_END = re.compile(  # (?<!\s): white space is looked at from its beginning alone, lest the time be quadratic in it
-    r"(?<!\d)\.\s|\.\s+(?=[A-Z])|。|,?(?<!\s)\s+(?:because|since|which|where)\b|(?<!\s)\s*</", re.I)
 _HEDGE = re.compile(
-    r"^(?:(?:about|approximately|roughly|exactly|equal to|simply|option|choice|it is|this is|an?|the)\s+|"
+    r"^(?:(?:about|approximately|roughly|exactly|equal to|simply|option|choice|it is|this is|(?-i:an?)|the)\s+|"
     r"\\approx\s*|≈\s*|[:：]\s*)+", re.I)
-
-
-def extract(text: str) -> str | None:
-    """Final answer of a response as written, or None.
-
-    The last \\boxed{} wins, then the last <answer> tag, then the last of "Answer:", "The answer is", "Final answer:",
-    "答案", "####" and GSM8K's "A:". An unclosed box or tag (a truncated response) does not count.
-    """
-    tail = text[text.rfind("\n") + 1:]
-    if tail.startswith("Answer: ") and len(tail) < 24 and "\\" not in text and "<" not in text and "." not in tail:
-        return tail[8:].strip().strip("*") or None  # the world's own form, decided without a regular expression
-    inner = last_boxed(text) if "\\boxed" in text else None
-    if inner is None:
-        inner = last_tagged(text)
-    if inner is not None:
-        return extract(inner) or inner or None
-    line = next((line for line in _after_anchor(text).split("\n") if line.strip(" *:#$`")), "")
-    return _END.split(line.strip() + " ", maxsplit=1)[0].strip(" *").removesuffix(".") or None
-
-
-def _after_anchor(text: str) -> str:
-    """Everything after the last "Answer:" or its like; "" without one."""
-    end = len(text)
-    for anchor in _ANCHOR.finditer(text):
-        end = anchor.end()
-    return text[end:]
 
 
 # --- one answer against one gold ------------------------------------------------------------------
@@ -75,7 +43,12 @@ _NOTE = re.compile(r"\((?:(?:the )?answers? (?:is|are) )?(?:not unique|or fill i
 _BROKEN = re.compile(r"\s*1\.\s*\n\s*2\.(?:\s*\n\s*\d\.)*\s*")  # the numbers of a list whose contents are lost
 _RELATIONS = {"lessthan": "<", "greaterthan": ">", "equal": "=", "equals": "=", "equalto": "="}
 _SIGNS = ("<", ">", "=", r"\leq", r"\geq")
-_TRUTH = {"yes": "true", "no": "false"}
+_TRUTH = {"yes": "true", "no": "false", "correct": "true", "incorrect": "false", "是": "true", "否": "false"}
+_EMPTY = {"no solution", "no solutions", "no real solution", "empty set", "无解", "空集", r"\emptyset"}
+_WORDS_TO_20 = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+                "seventeen eighteen nineteen twenty").split()
+_NUMERAL = re.compile(rf"\b(?:{'|'.join(_WORDS_TO_20)}|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|half|"
+                      r"third|quarter|thousand|none|nothing|dozen)\b|[零一二两三四五六七八九十百千万半]", re.I)
 _WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]?[a-z]{2,}|[A-Z][a-z]+)(?![A-Za-z])|[\u4e00-\u9fff]+")
 _NOT_WORDS = set("sin cos tan cot sec csc log ln exp sqrt pi arcsin arccos arctan sinh cosh tanh max min begin end "
                  "pmatrix bmatrix cases array matrix vmatrix mod gcd lcm and or".split())
@@ -102,7 +75,7 @@ def _same_text(candidate: str, gold: str) -> Judgement:
         return True, ""
     shorter, longer = sorted((f" {c} ", f" {g} "), key=len)
     contained = re.sub(r"[^\w\s]", " ", shorter) in re.sub(r"[^\w\s]", " ", longer)
-    if contained or (not _words(gold) and re.search(r"\d", candidate)):
+    if contained or (not _words(gold) and (re.search(r"\d", candidate) or _NUMERAL.search(candidate))):
         return None, f"cannot tell the answer in the text {candidate[:60]!r}"
     return False, ""
 
@@ -126,6 +99,8 @@ def _same(candidate: str, gold: str, effort: Effort) -> Judgement:
         alternatives = [_NOTE.sub(" ", gold), *re.findall(r"or fill in\s+([^()]*)\)", gold)]
         same = any(_same(candidate, other, effort)[0] for other in alternatives)
         return (True, "") if same else (None, "the gold is one of several right answers")
+    if _text_key(g) in _EMPTY:
+        return _text_key(c) in _EMPTY, ""
     gold_letter = re.fullmatch(r"\(([A-Ha-h])\)|([A-H])", g)
     if gold_letter and (letter := letters_of(c)):
         return letter == (gold_letter[1] or gold_letter[2]).upper(), ""
@@ -133,10 +108,16 @@ def _same(candidate: str, gold: str, effort: Effort) -> Judgement:
 
 
 def _same_typed(c: str, g: str, candidate: str, gold: str, effort: Effort) -> Judgement:
-    """The rules for numbers, relations, sequences and prose on cleaned c and g, then math-verify."""
+    """The rules for numbers, relations and sequences on cleaned c and g, then those of `_same_rest`."""
+    if re.search(r"\d\s*[ap]\.?\s?m", c + g, re.I) and (tc := clock(c)) and (tg := clock(g)):
+        return (tc[0] - tg[0]) % (1440 if tc[1] and tg[1] else 720) == 0, ""
+    c = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", c) if ":" in g else c
+    c = str(_WORDS_TO_20.index(_text_key(c))) if _text_key(c) in _WORDS_TO_20 else c
     qc, qg = quantity(unhedged(c)), quantity(g)
     if qc and qg:
         return same_quantity(qc, qg), ""
+    if (r"\cup" in c) != (r"\cup" in g) and (uc := union_of(c)) and (ug := union_of(g)):
+        return effort.check(uc, ug)
     if c in _SIGNS or g in _SIGNS:
         found = re.findall(r"[<>=]|\\leq|\\geq", c) or [_RELATIONS.get(_text_key(c).replace(" ", ""), "")]
         return len(found) == 1 and found[0] == g, ""
@@ -157,7 +138,15 @@ def _same_typed(c: str, g: str, candidate: str, gold: str, effort: Effort) -> Ju
         c_bare = c_bare.rsplit("=", 1)[1].strip()  # 16-3=13
     if (c_bare, g_bare) != (c, g) and c_bare and g_bare:
         return _same(c_bare, g_bare, effort)
+    return _same_rest(c, g, effort)
+
+
+def _same_rest(c: str, g: str, effort: Effort) -> Judgement:
+    """Expressions with a unit at their end, prose, names of a figure; all else is for math-verify."""
     (c_bare, unit_c), (g_bare, unit_g) = trailing_unit(unhedged(c)), trailing_unit(g)
+    if bool(unit_c) != bool(unit_g) and (unit_c or unit_g)[0] == (("angle", 1),) and r"\pi" in (g if unit_c else c):
+        sides = [f"({bare})*\\pi/180" if unit else bare for bare, unit in ((c_bare, unit_c), (g_bare, unit_g))]
+        return effort.check(*sides)
     if unit_c and unit_g and unit_c != unit_g:
         return (None, "units that need a conversion") if unit_c[0] == unit_g[0] else (False, "")
     if _words(c_bare) or _words(g_bare):
@@ -205,15 +194,15 @@ def unhedged(clean: str) -> str:
 
 
 # --- multiple choice ------------------------------------------------------------------------------
-_SEVERAL = re.compile(r"\(?[A-H]\)?(?:\s*(?:(?:,|and|&|、)\s*)?\(?[A-H]\)?)+")
-_ONE = re.compile(r"\(\s*([A-Ha-h])\s*\)|([A-H])(?=\s*$|\s*[.):,]|\s+is\s)|([a-h])(?=\s*$|\s*[).:]\s*\S)")
+_SEVERAL = re.compile(r"\(?[A-J]\)?(?:\s*(?:(?:,|and|&|、)\s*)?\(?[A-J]\)?)+")
+_ONE = re.compile(r"\(\s*([A-Ja-j])\s*\)|([A-J])(?=\s*$|\s*[.):,]|\s+is\s)|([a-h])(?=\s*$|\s*[).:]\s*\S)")
 
 
 def letters_of(clean: str) -> str | None:
     """Letter of "B", "(B)", "B.", "b) 12" or "option B"; sorted letters of "A, C" or "AC"; None without one."""
     text = unhedged(clean)
     if _SEVERAL.fullmatch(text):
-        return "".join(sorted(set(re.findall("[A-H]", text))))
+        return "".join(sorted(set(re.findall("[A-J]", text))))
     match = _ONE.match(text)
     return (match[1] or match[2] or match[3]).upper() if match else None
 
@@ -299,7 +288,7 @@ def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT
 
     unknown: no final answer in it (also a truncated response), or the checker failed or cannot tell (see .reason).
     """
-    answer = extract(response_or_answer)
+    answer, later = extract(response_or_answer), later_answer(response_or_answer)
     if answer is None and _is_bare(response_or_answer, problem):
         answer = response_or_answer.strip()
     if answer is None:
@@ -307,9 +296,11 @@ def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT
     try:
         same, reason = _judge(answer, problem.answer, problem.answer_type, tuple(problem.choices), timeout_s)
         if not same and len(problem.answer) > len(answer):  # a gold of several lines: extract took only the first
-            rest = _after_anchor(response_or_answer).strip()
+            rest = after_anchor(response_or_answer).strip()
             if len(answer) < len(rest) < 2 * len(problem.answer) + 40:
                 same, answer = (True, rest) if _judge(rest, problem.answer, "", (), timeout_s)[0] else (same, answer)
+        if later is not None and equal(later, answer, problem.answer_type, list(problem.choices)) is False:
+            same, reason = None, f"two final answers: {answer[:40]!r} in a box, then {later[:40]!r}"
     except CheckerError as error:
         return Verdict("unknown", answer, str(error))
     return Verdict("unknown" if same is None else "correct" if same else "wrong", answer, reason)

@@ -80,6 +80,8 @@ def _places(plain: Verdict, problem: Any, timeout_s: float) -> Judgement:
 def _list(plain: Verdict, problem: Any, timeout_s: float) -> Judgement:
     """MathVista's lists: the same numbers in the same order, whatever the brackets."""
     gold, given = sequence(problem.answer), sequence(plain.answer)
+    if gold is None:
+        return None, f"the gold {problem.answer[:60]!r} is no list"
     if given is None:
         single = number(plain.answer, timeout_s) is not None  # one number for a list of several
         return (False, "") if single else (None, f"no list in {plain.answer[:60]!r}")

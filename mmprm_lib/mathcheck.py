@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -210,15 +211,11 @@ def _peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _serve() -> None:
-    """The worker's loop. SIGPROF's default action ends the process, also inside one long operation in C."""
-    import resource
-    import signal
-
+def _comparer() -> Callable[[str, str | None], tuple[bool | float | None, str]]:
+    """What compares two expressions in the worker, or gives the value of one (gold None)."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     # units=False: units are compared before; here "3m" is 3 times m
     config = [LatexExtractionConfig(normalization_config=NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False))]
@@ -227,17 +224,33 @@ def _serve() -> None:
         return parse(f"${text}$", config, fallback_mode="no_fallback", extraction_mode="first_match",
                      parsing_timeout=None)
 
+    def value(found: list) -> float | None:  # None with an unknown in it, and for what is no real number
+        if not found or not getattr(found[0], "is_number", False):
+            return None
+        number = complex(found[0].evalf())
+        return number.real if number.imag == 0 and abs(number.real) < float("inf") else None
+
     def compare(candidate: str, gold: str | None) -> tuple[bool | float | None, str]:
         if gold is None:
-            found = read(candidate)
-            number = complex(found[0].evalf()) if found else None  # TypeError if an unknown is left in it
-            known = number is not None and number.imag == 0 and abs(number.real) < float("inf")
-            return (number.real if known else None), ""
+            return value(read(candidate)), ""
         g, c = read(gold), read(candidate)
         if not g or not c:
             return None, f"cannot parse {(candidate if g else gold)[:60]!r}"
-        return verify(g, c, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True), ""
+        same = verify(g, c, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+        if same and (x := value(g)) is not None and (y := value(c)) is not None:
+            same = abs(x - y) <= 2e-6 * max(abs(x), abs(y))  # verify rounds to six places: 2e-22 and 1e-22 are 0 to it
+        return same, ""
 
+    return compare
+
+
+def _serve() -> None:
+    """The worker's loop. SIGPROF's default action ends the process, also inside one long operation in C."""
+    import resource
+    import signal
+
+    compare = _comparer()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     out, sys.stdout = sys.stdout, sys.stderr  # nothing a library prints can be taken for an answer
     print(json.dumps("ready"), file=out, flush=True)
     for line in sys.stdin:

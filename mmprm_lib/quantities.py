@@ -13,9 +13,12 @@ MAX_DEPTH = 24  # of brackets in brackets
 _CHARACTERS = {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)} | str.maketrans({
     "\u3000": " ", "\xa0": " ", "。": ".", "、": ",", "−": "-", "–": "-", "“": '"', "”": '"', "’": "'",
     "²": "^2", "³": "^3", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "≤": r"\leq ", "≥": r"\geq ",
-    "≠": r"\neq ", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ",
+    "≠": r"\neq ", "∅": r"\emptyset ", "℃": "°C", "µ": "μ", "⁄": "/", "∶": ":",
+    "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ",
     "$": "", "£": "", "€": "", "¥": "",
-}) | {0x2460 + i: f"({i + 1})" for i in range(9)}
+}) | {0x2460 + i: f"({i + 1})" for i in range(9)} | {
+    ord(c): f" {fraction}" for c, fraction in zip(
+        "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8".split(), strict=True)}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2})", r"\\"),  # doubled backslashes of escaped JSON
     (r"\\(?:number|mathrm|text(?:bf|rm|it)?|mbox|mathbf|operatorname)\s*\{([^{}]*)\}", r"\1"),
@@ -34,6 +37,12 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\lt(?![a-z])", "<"),
     (r"\\gt(?![a-z])", ">"),
     (r"\\%", "%"),
+    (r"(?<=\d)\s+(?=10\s*\^)|(?<=\d)\s*\\cdot\s*(?=10\s*\^)", r"\\times "),
+    (r"\\varnothing(?![a-z])", r"\\emptyset"),
+    (r"\\Omega(?![a-z])", "Ω"),
+    (r"°\s*(?=[CF]\b)", "°"),
+    (r"(?<=[\d}i)\s])\s*\brad(?:ians?)?\.?$", ""),
+    (r"(?<![A-Za-z\\])\\?sqrt\s*\(([^()]*)\)", lambda m: rf"\sqrt{{{m[1]}}}"),
     (r"√\s*(?:\(([^()]*)\)|(\d+|[a-zA-Z]))", lambda m: rf"\sqrt{{{m[1] or m[2]}}}"),
     (r"(?<!\\)\\[()\[\]]", ""),
     (r"\s+", " "),
@@ -41,32 +50,43 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
 _FUNCTIONS = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|arcsin|arccos|arctan|infty|cup|cap)\b")
 
 
-_BOXED, _BRACE = re.compile(r"\\boxed\s*(?=\{)"), re.compile(r"(?<!\\)[{}]")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(-?\d[\d.,/]*|[A-J](?![A-Za-z]))")
+_BRACE = re.compile(r"(?<!\\)[{}]")
+
+
+def boxes(text: str) -> list[tuple[str, int, int]]:
+    """Content, start and end of every complete \\boxed{...}, \\fbox{...} or \\boxed 12, by their starts; in one pass."""
+    found, begun, opened = [], dict[int, int](), list[int]()
+    for box in _BOX.finditer(text):
+        if box[1]:
+            found.append((box[1].rstrip(".,"), box.start(), box.end()))
+        else:
+            begun[box.end()] = box.start()
+    for brace in _BRACE.finditer(text) if begun else ():
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif opened and (start := opened.pop()) in begun:
+            found.append((text[start + 1 : brace.start()].strip(), begun[start], brace.end()))
+    return sorted(found, key=lambda box: box[1])
 
 
 def last_boxed(text: str) -> str | None:
-    """Content of the last complete \\boxed{...}, braces matched; None without one. One pass over the text."""
-    starts = {m.end() for m in _BOXED.finditer(text)}
-    opened, best = list[int](), (-1, -1)
-    for brace in _BRACE.finditer(text) if starts else ():
-        if brace[0] == "{":
-            opened.append(brace.start())
-        elif opened and (start := opened.pop()) in starts:
-            best = max(best, (start, brace.start()))
-    return text[best[0] + 1 : best[1]].strip() if best[0] >= 0 else None
+    """The content of the last of `boxes`; None without one."""
+    found = boxes(text)
+    return found[-1][0] if found else None
 
 
-_TAG = re.compile(r"<(/?)answer>", re.I)
+_TAG = re.compile(r"<(?P<tag>/?)answer>|\[(?P<bracket>/?)answer\]|<\|(?P<box>begin|end)_of_box\|>", re.I)
 
 
 def last_tagged(text: str) -> str | None:
-    """What stands in the last <answer>...</answer>; None without one."""
-    start, found = None, None
+    """What stands in the last <answer>...</answer>, or its like in brackets or GLM's boxes; None without one."""
+    begun, found = dict[str, int](), None
     for tag in _TAG.finditer(text):
-        if tag[1]:
-            found, start = (found, None) if start is None else (text[start:tag.start()], None)
-        elif start is None:
-            start = tag.end()
+        if tag[tag.lastgroup].casefold() not in ("/", "end"):
+            begun.setdefault(tag.lastgroup, tag.end())
+        elif (start := begun.pop(tag.lastgroup, None)) is not None:
+            found = text[start : tag.start()]
     return None if found is None else found.strip()
 
 
@@ -102,7 +122,7 @@ _QUANTITY = re.compile(
     rf"([+-]?)\s*(?:({_NUMBER})(?!\s*[/:]|[\d.,]))?\s*"  # sign, whole part (not the 1 of 12 or of 1/2)
     rf"(?:\\frac\{{\s*([+-]?{_NUMBER})\s*\}}\{{\s*({_NUMBER})\s*\}}|({_NUMBER})\s*[/:]\s*({_NUMBER}))?\s*"  # fraction
     r"(?:(?:\\times|\*|x)\s*10\s*\^\s*[{(]?\s*([+-]?\d{1,3})\s*[})]?|[eE]([+-]?\d{1,3}))?"  # power of ten
-    r"\s*((?:%|percent|[A-Za-z°]).*)?")  # unit
+    r"\s*((?:%|percent|[A-Za-z°Ωμ\u4e00-\u9fff]).*)?")  # unit
 _DIMENSIONS = {
     "length": "mm=1/1000 cm=1/100 dm=1/10 m=1 km=1000 millimeter=1/1000 centimeter=1/100 decimeter=1/10 meter=1 "
               "kilometer=1000 inch=127/5000 foot=381/1250 feet=381/1250 ft=381/1250 yard=1143/1250 mile=201168/125",
@@ -112,38 +132,69 @@ _DIMENSIONS = {
     "volume": "ml=1/1000 l=1 milliliter=1/1000 liter=1", "money": "dollar=1 cent=1/100", "yuan": "yuan=1"}
 _UNITS = {name: (dimension, Fraction(factor)) for dimension, table in _DIMENSIONS.items()
           for name, factor in (pair.split("=") for pair in table.split())}
+# derived units and symbols whose case matters; a prefix may stand before those of the first line
+_DERIVED = {
+    "N": "kg m/s^2", "J": "kg m^2/s^2", "W": "kg m^2/s^3", "Pa": "kg/m s^2", "Hz": "/s", "A": "", "V": "kg m^2/s^3 A",
+    "Ω": "kg m^2/s^3 A^2", "mol": "", "K": "", "°C": "", "°F": ""}
+_PREFIXES = {"": 0, "p": -12, "n": -9, "μ": -6, "m": -3, "k": 3, "M": 6, "G": 9}
+_CHINESE = dict(pair.split("=") for pair in (
+    "平方=square\xa0 立方=cubic\xa0 毫米=mm 厘米=cm 分米=dm 千米=km 公里=km 毫升=ml 千克=kg 公斤=kg "
+    "小时=h 分钟=min "
+    "米=m 升=l 克=g 秒=s 天=day 度=° 元=yuan 每=/").split(" "))
+_PURE = {"rad", "radian", "radians"}  # units of no dimension
 Unit = tuple[tuple[tuple[str, int], ...], Fraction]  # (sorted powers of dimensions, factor to the base unit)
 
 
 def _unit(text: str) -> Unit | None:
     """Dimension and factor of a unit such as "cm^2", "square metres", "km/h"; () and 1 for other words, else None."""
-    text = text.casefold().replace("metre", "meter").replace("litre", "liter").translate({ord(c): "" for c in "{}()"})
-    text = re.sub(r"\b(square|sq\.?|cubic)\s+([a-z]+)", lambda m: f"{m[2]}^{3 if m[1] == 'cubic' else 2}", text)
+    for chinese, latin in _CHINESE.items():
+        text = text.replace(chinese, latin.replace("\xa0", " "))
+    if re.fullmatch(r"[\u4e00-\u9fff]{1,4}", text):  # a counter, such as 个
+        return (), Fraction(1)
+    text = text.replace("metre", "meter").replace("litre", "liter").translate({ord(c): "" for c in "{}()"})
+    text = re.sub(r"(?i)\b(square|sq\.?|cubic)\s+([a-z]+)", lambda m: f"{m[2]}^{3 if m[1] == 'cubic' else 2}", text)
     powers, factor = {}, Fraction(1)
     for place, side in enumerate(re.split(r"/|\bper\b", text)):
         for token in side.replace("\\cdot", " ").split():
-            m = re.fullmatch(r"([a-z°%]+)(?:\^?(\d))?\.?", token)
-            names = [m[1], m[1].removesuffix("s"), m[1].removesuffix("es")] if m else []
-            unit = next((_UNITS[name] for name in names if name in _UNITS), None)
-            if unit is None:
-                plain = re.fullmatch(r"[a-z]{3,}(?:[ -][a-z]{2,}){0,3}", text) and not _FUNCTIONS.search(text)
+            m = re.fullmatch(r"([A-Za-z°%Ωμ]+)(?:\^?(\d))?\.?", token)
+            found = _one_unit(m[1]) if m else None
+            if found is None:
+                plain = re.fullmatch(r"(?i)[a-z]{3,}(?:[ -][a-z]{2,}){0,3}", text) and not _FUNCTIONS.search(text)
                 return ((), Fraction(1)) if plain else None
             power = int(m[2] or 1) * (-1 if place else 1)
-            powers[unit[0]] = powers.get(unit[0], 0) + power
-            factor *= unit[1] ** power
-    return tuple(sorted(powers.items())), factor
+            for dimension, of_one in found[0]:
+                powers[dimension] = powers.get(dimension, 0) + power * of_one
+            factor *= found[1] ** power
+    return tuple(sorted((dimension, power) for dimension, power in powers.items() if power)), factor
+
+
+@lru_cache(maxsize=1024)
+def _one_unit(name: str) -> Unit | None:
+    """A single unit: a symbol of _DERIVED with its prefix, as written, or a name of _UNITS in any case."""
+    if name in _PURE:
+        return (), Fraction(1)
+    for prefix, power in _PREFIXES.items():
+        base = name.removeprefix(prefix)
+        if base in _DERIVED and name.startswith(prefix) and (not prefix or base[0] not in "°"):
+            made = _unit(_DERIVED[base]) if _DERIVED[base] else (((base, 1),), Fraction(1))
+            return made[0], made[1] * Fraction(10) ** power
+    low = name.casefold()
+    unit = next((_UNITS[n] for n in (low, low.removesuffix("s"), low.removesuffix("es")) if n in _UNITS), None)
+    return None if unit is None else (((unit[0], 1),), unit[1])
 
 
 @lru_cache(maxsize=65536)
 def quantity(clean: str) -> tuple[Fraction, Unit | None] | None:
     """Exact value and unit of "1,234.5", "-1\\frac{4}{5}", "3/4", "2.1 \\times 10^{3}", "7 cm", "50%"; else None."""
     clean = " ".join(clean.split())  # the pattern's time is a high power of the length of white space
+    clean = re.sub(r"^([+-]?)\s*10(?=\s*\^)", r"\g<1>1\\times 10", clean[:400])  # 10^{-3}
     m = _QUANTITY.fullmatch(clean) if len(clean) < 400 else None
     if m is None or not (m[2] or m[3] or m[5]):
         return None
     sign, whole, a, b, c, d, power, e, words = m.groups()
     unit = _unit(words) if words else None
-    if words and (unit is None or (len(words) == 1 and words.isalpha() and clean[-2] != " ")):  # "3m" may be 3 times m
+    glued = words and len(words) == 1 and words.isascii() and words.isalpha() and clean[-2] != " "
+    if words and (unit is None or glued):  # "3m" may be 3 times m
         return None
     number: Callable[[str], Fraction] = lambda text: Fraction(text.replace(",", ""))  # noqa: E731
     top, bottom = (number(a or c), number(b or d)) if a or c else (Fraction(0), Fraction(1))
@@ -169,6 +220,35 @@ def same_quantity(candidate: tuple, gold: tuple) -> bool:
         as_ratio = near(x * (ux or (0, 1))[1], y * (uy or (0, 1))[1])
         return as_ratio or (near(x, y) and abs(y) >= 1)
     return near(x, y)
+
+
+def clock(clean: str) -> tuple[int, bool] | None:
+    """Minutes after midnight of "7:30 pm" or "19:30", and whether the half of the day is known; None for other text."""
+    m = re.fullmatch(r"(\d{1,2}):([0-5]\d)\s*(?:([ap])\.?\s?m\.?)?", clean, re.I)
+    if m is None or int(m[1]) > 23:
+        return None
+    hours = int(m[1]) % 12 + (12 if m[3].casefold() == "p" else 0) if m[3] else int(m[1])
+    return 60 * hours + int(m[2]), bool(m[3]) or int(m[1]) > 12
+
+
+def union_of(clean: str) -> str | None:
+    """The set of "x<1 or x>2" or "1 < x \\leq 2" as intervals joined by \\cup; text with \\cup as it is; else None."""
+    if r"\cup" in clean:
+        return clean
+    parts, sign = [], r"\s*(<|>|\\leq|\\geq)\s*"
+    for part in re.split(r"\s*(?:\bor\b|\\lor|\\vee|,|或)\s*", clean):
+        one = re.fullmatch(rf"[a-z]{sign}([^<>]+)", part)
+        two = re.fullmatch(rf"([^<>]+?){sign}[a-z]{sign}([^<>]+)", part)
+        if one:
+            value, closed = one[2].strip(), "q" in one[1]
+            below = rf"(-\infty,{value}{']' if closed else ')'}"
+            parts.append(below if one[1] in ("<", r"\leq") else rf"{'[' if closed else '('}{value},\infty)")
+        elif two and two[2] in ("<", r"\leq") and two[3] in ("<", r"\leq"):
+            ends = "[" if "q" in two[2] else "(", "]" if "q" in two[3] else ")"
+            parts.append(f"{ends[0]}{two[1].strip()},{two[4].strip()}{ends[1]}")
+        else:
+            return None
+    return r"\cup ".join(parts)
 
 
 def trailing_unit(clean: str) -> tuple[str, Unit | None]:
@@ -207,14 +287,26 @@ def _split_top(text: str, separators: str) -> list[str]:
     return [part.strip() for part in [*parts, text[last:]]]
 
 
+def _unlabelled(lines: list[str]) -> list[str]:
+    """The lines without the numbers 1. 2. 3. or letters a) b) c) of a list, if each has its own."""
+    found = [re.match(r"\s*\(?(\d|[a-h])(?:[.、:：]\s+|\)\s*)(?=\S)", line) for line in lines]
+    labels = "".join(m[1] for m in found if m)
+    if not 2 <= len(lines) == len(labels) or not ("123456789".startswith(labels) or "abcdefgh".startswith(labels)):
+        return lines
+    return [line[m.end():] for m, line in zip(found, lines, strict=True)]
+
+
 @lru_cache(maxsize=16384)
 def sequence(raw: str) -> tuple[str, tuple[str, ...]] | None:
     """(kind, items) or None; kind: "parts" (blanks, in order), "list" (bare commas, any order), "{}" or brackets."""
     text = raw.strip().translate({ord(wide): chr(ascii_) for wide, ascii_ in zip("，；（）", b",;()", strict=True)})
-    marked = re.split(r"(?:^|\s|(?<=[$;.]))\(\d\)\s*", text)  # (1) ... (2) ...
+    mark = r"(?:^|\s|(?<=[$;.,]))\((?:\d|[a-h])\)\s*"  # (1) ... (2) ..., (a) ... (b) ...
+    marked, labels = re.split(mark, text), "".join(re.findall(r"[\da-h](?=\))", "".join(re.findall(mark, text))))
+    if not ("123456789".startswith(labels) or "abcdefgh".startswith(labels)):
+        marked = [text]
     adjacent = re.fullmatch(r"(?:(\${1,2})[^$]+\1\s*){2,}", text)  # $$7$$ $$10$$
     for parts in (
-        [line for line in text.split("\n") if line.strip()],
+        _unlabelled([line for line in text.split("\n") if line.strip()]),
         [part.rstrip(" ;,") for part in marked[1:]] if not marked[0].strip() else [],
         [body for _, body in re.findall(r"(\${1,2})([^$]+)\1", text)] if adjacent else [],
         _split_top(text, ";"),

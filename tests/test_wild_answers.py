@@ -1,0 +1,119 @@
+"""How policies write their answers: a table of texts with what is taken from them, and what is said of it.
+
+A marker is needed ("Answer:", a box, a tag ...): what an unfinished solution happens to end with is no answer. What
+cannot be told is unknown, with a reason.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mmprm_lib.answers import extract, verdict
+from mmprm_lib.quantities import clock, quantity, union_of
+
+
+def judge(text, gold, kind="expression", choices=()):
+    found = verdict(text, SimpleNamespace(answer=gold, answer_type=kind, choices=list(choices)))
+    assert bool(found.reason) == (found.label == "unknown"), found
+    return found
+
+
+@pytest.mark.parametrize("text, answer", [
+    # boxes
+    (r"so \fbox{12}", "12"), (r"\boxed 12", "12"), (r"\boxed{\boxed{12}}", "12"), (r"\boxed{12}\text{ cm}", "12"),
+    (r"\boxed{3} and \boxed{5}", "3, 5"), (r"$\boxed{3}$, $\boxed{4}$ and $\boxed{5}$.", "3, 4, 5"),
+    (r"First \boxed{3}. Then we go on and get \boxed{5}", "5"), (r"\boxed{}", None),
+    # markdown
+    ("**Answer:** 12", "12"), ("**Answer**: 12", "12"), ("### Answer\n12", "12"), ("### Final Answer\n\n**12**", "12"),
+    ("**Answer**\n\n12", "12"), ("__Answer:__ 12", "12"), ("Answer: `12`", "12"), ("> Answer: 12", "12"),
+    ("- **Answer:** **12 cm**", "12 cm"), ("*Answer: 12*", "12"), ("Answer:\n\n$$12$$", "$$12$$"),
+    ("### Final Answer\n\n>", ">"),
+    # arrows, dashes, capitals
+    ("Final answer → 12", "12"), ("Answer - 12", "12"), ("ANSWER = 12", "12"),
+    # sentences
+    ("The final answer is: 12", "12"), ("The answer would be 12.", "12"), ("The correct option is B.", "B"),
+    ("The right choice is (C).", "(C)"), ("Option B is correct.", "B"), ("The answer is 12, not 13.", "12"),
+    ("The answer is 12 (approximately).", "12"), ("The answer is 3.5 (rounded to one place).", "3.5"),
+    ("Answer: The area is 12 cm².", "12 cm²"), ("Answer: It equals -3", "-3"),
+    ("Answer: the point A is the vertex", "the point A is the vertex"),
+    ("The answer isn't 12.", None), ("The answer is not 12 but 13.", None), ("Hence the area is 12.", None),
+    ("So, B.", None), ("I have answered all questions.", None), ("", None),
+    # tags, thoughts, JSON
+    ("<answer>\n12\n</answer>", "12"), ("[ANSWER]12[/ANSWER]", "12"), ("<|begin_of_box|>12<|end_of_box|>", "12"),
+    (r"<think>\boxed{5}</think><answer>12</answer>", "12"), ("<think>Answer: 5</think>\n\nAnswer: 12", "12"),
+    ('{"answer": 12}', "12"), ('```json\n{"solution": "x = 2", "short answer": "0.500"}\n```', "0.500"),
+    (r'{"solution": "...", "short answer": "\frac{1}{2}"}', r"\frac{1}{2}"),
+    # Chinese
+    ("答案：12", "12"), ("【答案】B", "B"), ("故答案为：12", "12"), ("故选：B", "B"), ("故选B．", "B．"),
+    ("因此，选 B。", "B"),
+    ("答：12 厘米。", "12 厘米"), ("所以答案是 12。然后", "12"), ("选项很多", None),
+])  # fmt: skip
+def test_what_is_taken_from_a_text(text, answer):
+    assert extract(text) == answer
+
+
+@pytest.mark.parametrize("answer, gold, label", [
+    # units: converted within a dimension, wrong across; a missing one is forgiven
+    ("12 N", "12", "correct"), ("5000 mV", "5 V", "correct"), ("5 mV", "5 V", "wrong"), ("12 MW", "12 mW", "wrong"),
+    ("12 kJ", "12000 N m", "correct"), ("1 W", "1 J/s", "correct"), ("3 Pa", "3 N/m^2", "correct"),
+    ("20 °C", "20", "correct"), ("20℃", r"20^\circ \mathrm{C}", "correct"), ("20 °F", "20 °C", "wrong"),
+    ("60 km/h", "60 km per hour", "correct"), ("36 km/h", "10 m/s", "correct"), ("4 rad/s", "4", "correct"),
+    ("12厘米", "0.12 m", "correct"), ("12平方厘米", "12 cm^2", "correct"), ("60千米/小时", "60 km/h", "correct"),
+    ("5元", "5 yuan", "correct"), ("3小时", "3 hours", "correct"), ("3个", "3", "correct"), ("3小时", "3 cm", "wrong"),
+    ("30°", r"\frac{\pi}{6}", "correct"), (r"\pi/6 rad", "30°", "correct"), ("60°", r"\frac{\pi}{6}", "wrong"),
+    # percent, fractions, ratios, words
+    ("10 percent", "10%", "correct"), ("10%", "0.1", "correct"), ("0.1%", "10%", "wrong"),
+    ("½", "0.5", "correct"), ("1½", "3/2", "correct"), ("1⁄3", r"\frac13", "correct"), ("2 to 1", "2:1", "correct"),
+    ("2:30", "1:15", "correct"), ("2:30", "1:16", "wrong"),
+    ("twelve", "12", "correct"), ("thirteen", "12", "wrong"), ("twelve apples", "12", "unknown"),
+    ("百分之十", "10%", "unknown"), ("none", "0", "unknown"), ("not sure", "12", "wrong"),
+    # powers of ten: small numbers are not zero
+    (r"1.31 10^{-22}", r"1.31\times 10^{-22}", "correct"), (r"1.32 10^{-22}", r"1.31 10^{-22}", "wrong"),
+    (r"2\sqrt{3}\cdot 10^{-9}", r"3\sqrt{3}\cdot 10^{-9}", "wrong"), ("1e-3", "10^{-3}", "correct"),
+    ("2·10^3", "2000", "correct"),
+    # intervals, sets, inequalities
+    ("1 \\le x \\le 2", "[1,2]", "correct"), ("1 < x < 2", "[1,2]", "wrong"), ("x ≥ 1", r"[1,\infty)", "correct"),
+    (r"(-\infty,1)\cup(2,\infty)", "x<1 or x>2", "correct"), (r"(-\infty,1]\cup(2,\infty)", "x<1 or x>2", "wrong"),
+    ("x<1 or x>2", r"(-\infty,1)\cup(2,\infty)", "correct"), (r"\{2, 1\}", "{1, 2}", "correct"),
+    ("∅", r"\emptyset", "correct"), ("no solution", r"\varnothing", "correct"), ("无解", r"\emptyset", "correct"),
+    ("2", r"\emptyset", "wrong"),
+    # several parts and numbers
+    ("1. 3\n2. 5", "3\n5", "correct"), ("1. 5\n2. 3", "3\n5", "wrong"), ("1.5\n2.5", "1.5\n2.5", "correct"),
+    ("(a) 3, (b) 5", "3, 5", "correct"), ("(1) 3; (2) 5", "3; 5", "correct"), ("(2) 3 (2) 5", "(1) 3 (2) 5", "wrong"),
+    ("a=3, b=5", "3, 5", "correct"), ("3 and 6", "3; 5", "wrong"), ("12 or 13", "12", "wrong"),
+    ("Part 1: 3, Part 2: 5", "3; 5", "unknown"), ("at least 12", "12", "unknown"), ("more than 12", "12", "unknown"),
+    # functions without braces, times of the day, truth
+    ("sqrt(12)", r"2\sqrt{3}", "correct"), ("√12", "2√3", "correct"), ("7:30 am", "7:30", "correct"),
+    ("19:30", "7:30 pm", "correct"), ("7:30 am", "7:30 pm", "wrong"), ("correct", "True", "correct"),
+    ("Incorrect.", "True", "wrong"),
+])  # fmt: skip
+def test_what_is_said_of_an_answer(answer, gold, label):
+    assert judge(f"\\boxed{{{answer}}}", gold).label == label
+
+
+@pytest.mark.parametrize("text, gold, label", [
+    ("A and C", "AC", "correct"), ("A、C", "A, C", "correct"), ("(a)", "A", "correct"), ("A or C", "A", "unknown"),
+    ("either A or B", "A", "unknown"), ("I, J", "IJ", "correct"), ("A circle", "A", "unknown"),
+])  # fmt: skip
+def test_letters_in_the_wild(text, gold, label):
+    assert judge(f"Answer: {text}", gold, "choice").label == label
+
+
+def test_a_box_that_is_taken_back_is_unknown():
+    taken_back = r"\boxed{12}. Wait, that is wrong. The answer is 13."
+    for gold in ("12", "13"):
+        found = judge(taken_back, gold)
+        assert found.label == "unknown" and "two final answers" in found.reason
+    assert judge(r"\boxed{12}. So the answer is 12.0 cm.", "12").label == "correct"
+    assert judge(r"\boxed{12}. The answer is clear.", "12").label == "correct"
+
+
+def test_units_and_times_are_read_exactly():
+    assert quantity("12 kN")[1] == ((("length", 1), ("mass", 1), ("time", -2)), 10**6)  # 1000 N of 1000 g m/s^2 each
+    assert quantity("5 mW")[1][1] * 10**9 == quantity("5 MW")[1][1]
+    assert quantity("12厘米")[1] == quantity("12 cm")[1] and quantity("3个")[1] == ((), 1)
+    assert quantity("5元")[1] == ((("yuan", 1),), 1) and quantity("3N") is None  # glued: 3 times N
+    assert clock("7:30 pm") == (1170, True) and clock("19:30") == (1170, True) and clock("7:30") == (450, False)
+    assert clock("25:00") is None and clock("3:75") is None and clock("12:00 am") == (0, True)
+    assert union_of("x<1 or x>2") == r"(-\infty,1)\cup (2,\infty)" and union_of(r"1 < x \leq 2") == "(1,2]"
+    assert union_of("x=1") is None and union_of("x+1<2") is None
