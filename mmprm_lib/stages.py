@@ -92,6 +92,21 @@ def _stage(source: Path, path: Path, run_name: str | None, profile: str) -> Stag
     return Stage(source.stem, source, given, params, after, bool(place.get("beside")))
 
 
+def run_of(stage: Stage, planned: list[Stage]) -> dict[str, dict[str, Any]]:
+    """The parameters of every notebook of the run that a stage reads, by name, and of the stage itself.
+
+    From the planned stages of that run, else from the manifests of what has run, else from the profile of its name.
+    """
+    found = {other.name: other.params for other in planned if other.folder.parent == stage.stages}
+    for path in sorted(stage.stages.glob("*/manifest.json")):
+        found.setdefault(path.parent.name, (read_manifest(path.parent) or {})["params"])
+    name = stage.params.get("reads") or ""
+    if name and name != stage.params["run_name"] and (provenance.project_root() / "params" / name).is_dir():
+        for other in plan(name)[0]:
+            found.setdefault(other.name, other.params)
+    return {**found, stage.name: stage.params}
+
+
 def why_run(stage: Stage) -> str:
     """Why a stage must run, in a few words; empty if its manifest vouches for its results.
 
