@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmprm_lib import estimates, provenance, stages, sweep, workload
-from mmprm_lib.checkpoints import Found, find, on_hub
 from mmprm_lib.estimates import Estimate
+from mmprm_lib.modelcheck import Found, find, on_hub
 from mmprm_lib.run import read_manifest
 from mmprm_lib.stages import Stage
 from mmprm_lib.steps import FORMATS
@@ -32,6 +32,7 @@ INPUTS = {
     "08_refined_best_of_n": ("01_data",), "12_labeling_cost": ("01_data", "02_policy", "05_visualprocessbench"),
     "point_prm": ("01_data", "05_visualprocessbench", "06_best_of_n"),
 }  # fmt: skip
+MADE = re.compile(r"((?:results/.+/)?\d\d_[a-z_]+)/?(.*)$")  # what a notebook makes
 FILES = ("path", "solutions_path", "benchmark_path")
 # whose processors have a part for videos, which transformers builds on torchvision
 WITH_TORCHVISION = re.compile(r"qwen2.5-vl|qwen3-vl|internvl|smolvlm", re.IGNORECASE)
@@ -83,28 +84,30 @@ def names_of(stage: Stage) -> list[str]:
 
 
 def needed_stages(stage: Stage) -> dict[str, str]:
-    """The notebooks that must have run before: their name -> the output that is read, "" if it is no one output."""
+    """The notebooks that must have run before, as folders of the run that is read or `results/<run>/<notebook>`: the
+    output that is read, "" if it is no one output.
+    """
     found = dict.fromkeys(INPUTS.get(stage.name, ()), "")
     if stage.name[:2] == "05" and not stage.params["benchmark_path"]:
         found["01_data"] = ""
     for name in names_of(stage):
-        if re.match(r"\d\d_", name):
-            head, _, rest = name.partition("/")
-            found[head] = rest
+        if made := MADE.match(name):
+            found[made[1]] = made[2]
     return found
 
 
 def inputs(stage: Stage, planned: list[Stage]) -> Iterator[tuple[bool, str]]:
     """(there, words) for every notebook whose outputs a stage reads: made in this run, made before, or missing."""
     for name, output in needed_stages(stage).items():
-        folder = stage.stages / name
+        # what a path names by results/ lies in this machine's results, which may be elsewhere
+        folder = stage.stages / name if "/" not in name else provenance.results_root() / name.removeprefix("results/")
         manifest = read_manifest(folder)
         if any(other.folder == folder and other.name < stage.name for other in planned):
             yield True, f"{name}: this run makes it"
         elif manifest is None:
-            yield False, f"{name} of run {folder.parent.name!r} has not run, and this run does not make it"
+            yield False, f"{folder.name} of run {folder.parent.name!r} has not run, and this run does not make it"
         elif output and not any(output == made or output.startswith(f"{made}/") for made in manifest["outputs"]):
-            yield False, f"{name} of run {folder.parent.name!r} wrote no {output}"
+            yield False, f"{folder.name} of run {folder.parent.name!r} wrote no {output}"
         else:
             yield True, f"{name}: of run {folder.parent.name!r}"
 
@@ -213,12 +216,12 @@ def fits(cost: Estimate, have: Machine) -> tuple[bool, str]:
 
 def look(stage: Stage, planned: list[Stage], everything: list[Stage], have: Machine,
          model: Callable[..., Found]) -> Told:  # fmt: skip
-    """All that can be found out about one stage; `model` is `checkpoints.find`, which may remember its answers."""
+    """All that can be found out about one stage; `model` is `modelcheck.find`, which may remember its answers."""
     run, p = stages.run_of(stage, everything), stage.params
     lines = [*inputs(stage, planned), *files(stage), *data_set(stage), *services(stage), *counts(stage, run)]
     lines += sweeps(stage, run)
     shapes = {}
-    for name in [name for name in names_of(stage) if not re.match(r"(results/.+/)?\d\d_|.*\.jsonl$", name)]:
+    for name in [name for name in names_of(stage) if not MADE.match(name) and not name.endswith(".jsonl")]:
         revision = p.get("revision", "") if name == p.get("model") else ""
         found = model(name, revision, p.get("trust_remote_code", False), tuple(kinds_of(stage)))
         shapes[name] = found.shape

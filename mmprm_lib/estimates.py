@@ -172,7 +172,7 @@ def estimate(name: str, run: Run, shape_of: ShapeOf) -> Estimate:
     """What a notebook takes, with the parameters of `run`; ValueError naming a model whose size is not known."""
     shapes = {model: shape_of(model) for model in models_of(name, run)}
     if unknown := [model for model, shape in shapes.items() if shape is None]:
-        raise ValueError(f"the size of {', '.join(unknown)} is not known before it is there: fetch it, then ask again")
+        raise ValueError(f"the size of {', '.join(unknown)} is not known without its files; --dry-run looks for them")
     main = max(shapes.values(), key=lambda shape: shape.n_weights, default=Shape(0, 0, 0, 0, 0, 0, 0))
     p, done = run[name], work(name, run, main.image_tokens)
     flops = done.written * 2 / WRITING_SHARE.get(p.get("engine", "transformers"), WRITING_SHARE["vllm"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmprm_lib import checkpoints, dryrun, stages
+from mmprm_lib import dryrun, modelcheck, stages
 from mmprm_lib.dryrun import Machine
 from mmprm_lib.estimates import Estimate
 from mmprm_lib.models import EMBEDDED
@@ -130,6 +130,29 @@ def test_what_an_earlier_notebook_must_make_is_there_or_named(root, monkeypatch)
     assert [words.split()[0] for words in alone] == ["01_data", "04_prm_training"]
 
 
+def test_an_output_of_another_run_is_looked_for_there(root, monkeypatch):
+    profile(root, n08="critic: results/other/07_generative_prm/critique\n")
+    monkeypatch.setenv("MMPRM_ROOT", str(root))
+    monkeypatch.setenv("MMPRM_RESULTS", str(root / "results"))
+    [eight] = stages.plan("mine")[0]
+    assert (False, "07_generative_prm of run 'other' has not run, and this run does not make it") in list(
+        dryrun.inputs(eight, [eight])
+    )
+    folder = root / "results" / "other" / "07_generative_prm"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"params": {}, "outputs": {"critique": {}}}))
+    there = [words for ok, words in dryrun.inputs(eight, [eight]) if ok]
+    assert there == ["results/other/07_generative_prm: of run 'other'"]
+
+
+def test_where_no_problem_is_left_to_label_that_is_told(root, monkeypatch):
+    profile(root, n01="n_train: 100\n", n02="n_sft: 100\n", n03="")
+    monkeypatch.setenv("MMPRM_ROOT", str(root))
+    planned = stages.plan("mine")[0]
+    told = list(dryrun.counts(planned[2], stages.run_of(planned[2], planned)))
+    assert told == [(False, "no train problem is left to label: 02 trains on n_sft = 100 of n_train = 100")]
+
+
 TINY = stages.plan("tiny")[0]
 
 
@@ -158,17 +181,17 @@ def changed(tmp_path: Path, template: str) -> str:
 
 def test_a_model_that_is_there_is_counted_and_its_templates_are_tried(tmp_path):
     template = (EMBEDDED / "chat_template.jinja").read_text()
-    kinds = [*FORMATS, checkpoints.CRITIQUE]
-    found = checkpoints.find("embedded", kinds=kinds)
+    kinds = [*FORMATS, modelcheck.CRITIQUE]
+    found = modelcheck.find("embedded", kinds=kinds)
     assert (found.where, found.faults) == ("embedded", ())
     assert (found.shape.n_weights, found.shape.image_tokens) == (2_356_608, 16)
-    blind = checkpoints.find(changed(tmp_path / "a", template.replace("<image>", "")))
+    blind = modelcheck.find(changed(tmp_path / "a", template.replace("<image>", "")))
     assert "its chat template names the image 0 times" in blind.faults[0]
-    broken = checkpoints.find(changed(tmp_path / "b", "{{ raise_exception('no turns') }}"))
+    broken = modelcheck.find(changed(tmp_path / "b", "{{ raise_exception('no turns') }}"))
     assert len(broken.faults) == 1 and "no turns" in broken.faults[0]
     # a template that numbers its turns cannot be a chat PRM's, and serves every other form
     numbered = template.replace("<|im_end|>", "{{ loop.index }}<|im_end|>")
-    found = checkpoints.find(changed(tmp_path / "c", numbered), kinds=kinds)
+    found = modelcheck.find(changed(tmp_path / "c", numbered), kinds=kinds)
     assert [fault.split(": ")[0].rpartition(", ")[2] for fault in found.faults] == ["chat", "chat_advantage"]
 
 

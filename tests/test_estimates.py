@@ -93,7 +93,7 @@ def test_what_is_made_from_a_model_is_as_large_as_it():
     assert workload.root("owner/anything", {}) == "owner/anything"
     with pytest.raises(ValueError, match="02_policy are not known"):
         workload.root("02_policy/policy", {})
-    with pytest.raises(ValueError, match="size of owner/solver is not known"):
+    with pytest.raises(ValueError, match="size of owner/solver is not known without its files"):
         estimates.estimate("03_mc_labeling", labeling_run(), KNOWN.get)
 
 
@@ -162,3 +162,21 @@ def test_the_disk_of_the_reference_run_was_foreseen(name):
     made = {key: entry for key, entry in manifest["outputs"].items() if not key.startswith(("figure_", "table_"))}
     found = estimates.estimate(name, RUN | {name: manifest["params"]}, KNOWN.get)
     assert 1 / 2.5 < found.disk_gb * 1e9 / sum(entry["bytes"] for entry in made.values()) < 2.5
+
+
+@pytest.mark.parametrize("profile", ["paper", "visualprm", "visualprm_script", "mm_prm_script", "gm_prm"])
+def test_what_the_papers_ran_has_a_cost_before_anything_is_fetched(profile):
+    planned = stages.plan(profile)[0]
+    costs = {s.name: estimates.estimate(s.name, stages.run_of(s, planned), KNOWN.get) for s in planned}
+    assert all(cost.gpu_hours > 0.4 for name, cost in costs.items() if name[:2] not in ("01", "09", "10", "11"))
+    if profile == "paper":
+        assert list(costs) == list(RUN), "every notebook has its parameters"
+        # 7,500 + 500 problems, 4 solutions of 190 tokens, 16 x (4.6 x 95 + 1) tokens of rollouts each
+        assert costs["03_mc_labeling"].written == pytest.approx(8000 * 4 * (190 + 7008))
+
+
+def test_a_stage_knows_the_parameters_of_the_runs_that_it_reads():
+    [seven, eight] = stages.plan("gm_prm")[0]
+    run = stages.run_of(eight, [seven, eight])
+    assert run["03_mc_labeling"]["run_name"] == "visualprm" and run["07_generative_prm"] == seven.params
+    assert workload.root(eight.params["critic"], run) == "Qwen/Qwen2.5-VL-7B-Instruct"

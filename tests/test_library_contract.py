@@ -23,7 +23,7 @@ FLOORS = [
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
     | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
     {"selection", "refinement", "pools", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
-    | {"labeling_value", "critique_quality", "refined_pairs", "ablation", "points", "checkpoints", "dryrun"},
+    | {"labeling_value", "critique_quality", "refined_pairs", "ablation", "points", "modelcheck", "dryrun"},
     {"plots", "plots_prm", "plots_evaluation", "plots_cost", "plots_critique", "plots_ablation", "drawing"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
