@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself (Python 3.11, from requirements.lock) and says first how long it takes.
-#   make run [PROFILE=tiny] [ONLY="03 04"] [RUN_NAME=mine] [FORCE=1]
+#   make run [PROFILE=tiny] [ONLY="03 04"] [RUN_NAME=mine] [FORCE=1] [DRY_RUN=1]
 PROFILE ?= tiny
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -20,6 +20,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
 
 help:
 	@echo "make run    the notebooks of PROFILE ($(PROFILE)) -> results/; what is up to date is skipped"
+	@echo "make run PROFILE=paper DRY_RUN=1  what a profile costs, and what is missing for it"
 	@echo "make test   all tests but the slow ones"
 	@echo "make slow   the slow tests"
 	@echo "make lab    JupyterLab in the project's environment"
@@ -46,7 +47,7 @@ $(STAMP):
 run: $(STAMP)
 	@echo "make run: profile tiny takes 22 to 35 minutes on 2 cores, by their speed, set-up included (5 GB); a second call takes seconds"
 	@$(PY) -m mmprm_lib.runner --profile "$(PROFILE)" $(if $(ONLY),--only $(ONLY)) \
-	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)") $(if $(FORCE),--force)
+	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)") $(if $(FORCE),--force) $(if $(DRY_RUN),--dry-run)
 
 test: $(STAMP)
 	@echo "make test: 8 to 12 minutes on 2 cores, on all of them at once, and 2 for the set-up"

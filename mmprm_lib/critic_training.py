@@ -72,9 +72,11 @@ def train(
     reading for the step's is seldom told). `word_init`: with START_WORDS, see `start_words`. `options` are those of
     `policy.tune`: learning_rate, epochs, lora_rank (0: all weights), freeze_vision, ... The last epoch is kept. A
     critic that `output_dir` holds is taken instead if it is the same one: base weights, texts, images and options.
-    ValueError if nothing fits.
+    Without any critique the critic stays as it is, with a loss of nan. ValueError if none of them fits.
     """
     form = FORMATS[form] if isinstance(form, str) else form
+    if not records:
+        return _untrained(model, processor, output_dir, form)
     texts = training_texts(processor, records, problems, form)
     base = TransformersGenerator(model, processor).fingerprint if first() else ""
     learnt = [[p.problem_id, p.image_sha256, prompt, target] for p, prompt, target in texts]
@@ -87,9 +89,19 @@ def train(
     weigh = loss_weights(processor.tokenizer, form, verdict_weight, error_weight)
     tuned = policy.tune(model, processor, texts, output_dir, weigh=weigh, **options)
     if first():
-        text = json.dumps({"format": FORMAT, "fields": form.fields})
-        write_bytes(Path(output_dir) / FORM_FILE, [text.encode(), b"\n"])
+        _write_form(output_dir, form)
     return policy.kept(output_dir, key, tuned)
+
+
+def _untrained(model: Any, processor: Any, output_dir: str | Path, form: Format) -> tuple[Any, list[dict]]:
+    for part in (model, processor):
+        part.save_pretrained(output_dir)
+    _write_form(output_dir, form)
+    return model, [{"step": 0, "epoch": 0.0, "loss": float("nan")}, {"n_train": 0, "n_dropped": 0}]
+
+
+def _write_form(output_dir: str | Path, form: Format) -> None:
+    write_bytes(Path(output_dir) / FORM_FILE, [json.dumps({"format": FORMAT, "fields": form.fields}).encode(), b"\n"])
 
 
 def form_of(folder: str | Path) -> Format:

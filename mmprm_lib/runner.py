@@ -1,6 +1,6 @@
 """What `make run` uses: the notebooks of a profile, in order, through papermill; vouched results are not made again.
 
-python -m mmprm_lib.runner --profile tiny [--only 03 04] [--run-name NAME] [--force]
+python -m mmprm_lib.runner --profile tiny [--only 03 04] [--run-name NAME] [--force] [--dry-run]
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from mmprm_lib import provenance
+from mmprm_lib import estimates, provenance
 from mmprm_lib.cleaning import clean
 from mmprm_lib.run import read_manifest, write_json
-from mmprm_lib.stages import Stage, expected_seconds, minutes, plan, why_run
+from mmprm_lib.stages import Stage, expected_seconds, minutes, plan, run_of, why_run
 
 MEMORY_GB = 8.0  # that a notebook is given: those of the embedded world stay below
 AT_ONCE = 2  # notebooks side by side, each with its share of the cores
@@ -238,6 +238,13 @@ def run_one(profile: str, name: str, run_name: str | None) -> int:
     return 0
 
 
+def dry_run(profile: str, only: list[str] | None, run_name: str | None) -> int:
+    """The exit code of `mmprm_lib.dryrun`, in a process of its own: it needs transformers, which no run waits for."""
+    command = [sys.executable, "-m", "mmprm_lib.dryrun", "--profile", profile]
+    command += ["--only", *only] if only else []
+    return subprocess.run(command + (["--run-name", run_name] if run_name else [])).returncode
+
+
 def _announce(profile: str, stages: list[Stage], reasons: dict[str, str], left_out: list[str]) -> None:
     """Nothing; prints which notebooks will run and how long that takes."""
     waiting = [stage for stage in stages if reasons[stage.name]]
@@ -245,8 +252,19 @@ def _announce(profile: str, stages: list[Stage], reasons: dict[str, str], left_o
     cost = f", about {minutes(_together(waiting))} as measured before" if any(known) else ""
     cost += ", some of unknown length" if None in known else ""
     print(f"profile {profile}: {len(waiting)} of {len(stages)} notebooks to run{cost}")
+    for stage, seconds in zip(waiting, known, strict=True):
+        if seconds is None:
+            print(f"  {stage.name}: {_estimated(stage, stages)}", flush=True)
     if left_out:
         print(f"  no parameters in params/{profile}/ for: {', '.join(left_out)}")
+
+
+def _estimated(stage: Stage, stages: list[Stage]) -> str:
+    """What a stage that nobody has timed will cost, in words; --dry-run says more."""
+    try:
+        return "estimated " + estimates.estimate(stage.name, run_of(stage, stages), estimates.KNOWN.get).words()
+    except (ValueError, KeyError) as error:
+        return f"its cost is not known: {error}"
 
 
 def _together(stages: list[Stage]) -> float:
@@ -262,9 +280,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NN", help="only the notebooks whose names begin so")
     parser.add_argument("--run-name", help="folder of results/ (default: what the parameters say, else the profile)")
     parser.add_argument("--force", action="store_true", help="run also what is up to date")
+    parser.add_argument("--dry-run", action="store_true", help="say what it costs and what is missing; run nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what `run` calls for each
     options = parser.parse_args(arguments)
     try:
+        if options.dry_run:
+            return dry_run(options.profile, options.only, options.run_name)
         if options.one:
             return run_one(options.profile, options.one, options.run_name)
         return run(options.profile, options.only, options.run_name, options.force)

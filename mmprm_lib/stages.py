@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,24 @@ def _stage(source: Path, path: Path, run_name: str | None, profile: str) -> Stag
     place = json.loads(source.read_text(encoding="utf-8"))["metadata"].get("mmprm", {})
     after = tuple(place["after"]) if "after" in place else None
     return Stage(source.stem, source, given, params, after, bool(place.get("beside")))
+
+
+def run_of(stage: Stage, planned: list[Stage]) -> dict[str, dict[str, Any]]:
+    """The parameters of every notebook of the run that a stage reads, by name, and of the stage itself.
+
+    From the planned stages of that run, else from the manifests of what has run, else from the profiles of the runs
+    that it and those stages read, by `reads` or by a path below results/.
+    """
+    found = {other.name: other.params for other in planned if other.folder.parent == stage.stages}
+    for path in sorted(stage.stages.glob("*/manifest.json")):
+        found.setdefault(path.parent.name, (read_manifest(path.parent) or {})["params"])
+    for params in [stage.params, *list(found.values())]:
+        texts = json.dumps(params)
+        for name in dict.fromkeys([params.get("reads") or "", *re.findall(r'"results/([^"]+?)/\d\d_', texts)]):
+            if name and (provenance.project_root() / "params" / name).is_dir():
+                for other in plan(name)[0]:
+                    found.setdefault(other.name, other.params)
+    return {**found, stage.name: stage.params}
 
 
 def why_run(stage: Stage) -> str:

@@ -301,8 +301,10 @@ def tried_corrections(
     critiques: Iterable[TeacherCritique], problems: Iterable[Problem], generator: Generator, n: int = 4,
     sampling: Sampling = SAMPLING,
 ) -> list[tuple[TeacherCritique, str]]:  # fmt: skip
-    """Every critique, in their order, with why `validate_corrections` drops it, "" if it does not."""
+    """Every critique, in their order, with why `validate_corrections` drops it, "" if it does not; n 0 tries none."""
     by_id, critiques = {p.problem_id: p for p in problems}, list(critiques)
+    if n == 0:
+        return [(record, "") for record in critiques]
     requests, verdicts = {}, {}
     for record in critiques:
         if record.critique.first_error and record.problem_id in by_id:

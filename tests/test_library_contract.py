@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 MODULES = sorted((REPOSITORY / "mmprm_lib").rglob("*.py"))
 FLOORS = [
     {"schema", "fingerprints", "parameters", "provenance", "run", "runner", "stages", "verify", "sweep", "cleaning"}
-    | {"stats", "sequential"},
+    | {"stats", "sequential", "workload", "estimates"},
     {"world", "answers", "mathcheck", "quantities", "extraction", "grading", "steps", "answer_survey"},
     {"data", "registry", "contamination", "fields", "images", "rows", "splits", "models", "architecture", "curriculum",
      "pretrain"},
@@ -25,7 +25,7 @@ FLOORS = [
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
     | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
     {"selection", "refinement", "pools", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
-    | {"labeling_value", "critique_quality", "refined_pairs", "ablation", "points", "aggregates"},
+    | {"labeling_value", "critique_quality", "refined_pairs", "ablation", "points", "aggregates", "modelcheck", "dryrun"},
     {"plots", "plots_prm", "plots_evaluation", "plots_cost", "plots_critique", "plots_ablation", "drawing"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

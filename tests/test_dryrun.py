@@ -1,0 +1,214 @@
+"""The dry run: the command line is really called, and names everything that is missing, without loading anything."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmprm_lib import dryrun, modelcheck, stages
+from mmprm_lib.dryrun import Machine
+from mmprm_lib.estimates import Estimate
+from mmprm_lib.models import EMBEDDED
+from mmprm_lib.steps import FORMATS
+from tests.conftest import REPOSITORY
+from tests.servers import ChatServer, free_port, ok
+
+
+def call(*arguments: str, root: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The finished process of the runner with --dry-run, its output as one text."""
+    command = [sys.executable, "-m", "mmprm_lib.runner", "--dry-run", *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MMPRM_ROOT": str(root), **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(command, env=variables, check=False, timeout=300, **pipes)
+
+
+def lines_of(text: str, stage: str) -> list[str]:
+    """What is told of a stage."""
+    rest = text.split(f"\n{stage}: ", 1)[1]
+    return [line.strip() for line in rest.splitlines()[1:] if line.startswith("  ")][: _n_lines(rest)]
+
+
+def _n_lines(rest: str) -> int:
+    lines = rest.splitlines()[1:]
+    return next((i for i, line in enumerate(lines) if not line.startswith("  ")), len(lines))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project with the notebooks of this one and no parameters yet."""
+    (tmp_path / "params").mkdir()
+    shutil.copytree(REPOSITORY / "notebooks", tmp_path / "notebooks")
+    return tmp_path
+
+
+def profile(root: Path, **files: str) -> None:
+    """Nothing; writes params/mine with a file per notebook, named by its number."""
+    (root / "params" / "mine").mkdir(exist_ok=True)
+    for number, text in files.items():
+        [notebook] = (root / "notebooks").glob(f"{number.lstrip('n')}_*.ipynb")
+        (root / "params" / "mine" / f"{notebook.stem}.yaml").write_text(text)
+
+
+def test_in_the_tiny_profile_everything_is_there(tmp_path):
+    done = call("--profile", "tiny", MMPRM_RESULTS=str(tmp_path / "none"))
+    assert done.returncode == 0, done.stdout
+    assert "MISSING" not in done.stdout and done.stdout.rstrip().endswith("nothing is missing")
+    assert "ok       02_policy: this run makes it" in done.stdout and "ok       model embedded: embedded" in done.stdout
+    assert "02_policy: 147,200 tokens generated" in done.stdout
+    assert not (tmp_path / "none").exists(), "a dry run writes nothing"
+
+
+def test_at_paper_scale_what_is_missing_is_told_and_nothing_crashes():
+    done = call("--profile", "paper", HF_HUB_OFFLINE="1", OPENAI_API_KEY="")
+    assert done.returncode == 1, done.stdout
+    assert "Traceback" not in done.stdout
+    for words in (
+        "InternVL3-8B-hf is not in the cache, and the hub cannot be reached",
+        "Cierra0506/MM-K12 is not in the cache, and the hub cannot be reached",
+        "key OPENAI_API_KEY is not set in the environment",
+        "solutions_path ../mm_policy/worked_solutions.jsonl: there is no such file",
+        "things are missing",
+    ):
+        assert words in done.stdout, done.stdout
+    assert "in all: " in done.stdout and "no train problem is left" not in done.stdout
+
+
+def test_parameters_that_do_not_fit_are_all_told_before_anything_else(root):
+    profile(root, n01="n_trian: 5\n", n03='temperature: "1e-1"\nn_rollouts: 0\n')
+    done = call("--profile", "mine", root=root)
+    assert done.returncode == 2
+    assert "n_trian is unknown" in done.stdout and "write 1.0e-1" in done.stdout and "n_rollouts is 0" in done.stdout
+
+
+def test_each_kind_of_thing_that_can_be_missing_is_named(root):
+    (root / "rows.jsonl").write_text("{}\n")
+    (root / "empty").mkdir()
+    profile(
+        root, n01="source: files\npath: nowhere.jsonl\n", n02="model: empty\nsolutions_path: rows.jsonl\n",
+        n03=f"policy: solver\nengine: http://127.0.0.1:{free_port()}/v1\n", n04="model: no such model\ninit: base\n",
+        n06="policy: 02_policy/policy\nengine: vllm\nn_workers: 2\n", n09="sweep_name: nothing\n",
+    )  # fmt: skip
+    done = call("--profile", "mine", root=root)
+    assert done.returncode == 1, done.stdout
+    told = {name: " ".join(lines_of(done.stdout, name)) for name in ("01_data", "02_policy", "03_mc_labeling",
+            "04_prm_training", "06_best_of_n", "09_soft_labels")}  # fmt: skip
+    assert "MISSING  path nowhere.jsonl: there is no such file" in told["01_data"]
+    assert "ok       solutions_path rows.jsonl" in told["02_policy"]
+    assert "MISSING  empty holds no .safetensors file" in told["02_policy"]
+    assert "MISSING  empty cannot be loaded" in told["02_policy"]
+    assert "cannot be reached" in told["03_mc_labeling"] and "solver is not" not in told["03_mc_labeling"]
+    assert "there is no such folder, and it is no hub id" in told["04_prm_training"]
+    assert "ok       04_prm_training: this run makes it" in told["06_best_of_n"]
+    for package in ("vllm", "ray"):
+        there = dryrun.importlib.util.find_spec(package) is not None
+        assert (f"package {package} is missing: make vllm-env" in told["06_best_of_n"]) is not there
+    assert "sweep 'nothing' has no file" in told["09_soft_labels"]
+
+
+def test_what_an_earlier_notebook_must_make_is_there_or_named(root, monkeypatch):
+    profile(root, n01="n_train: 5\n", n03="policy: embedded\n", n04="prms: [marker]\ninit: base\n", n06="orm: ''\n")
+    monkeypatch.setenv("MMPRM_ROOT", str(root))
+    monkeypatch.setenv("MMPRM_RESULTS", str(root / "results"))
+    everything = stages.plan("mine")[0]
+    six = everything[-1]
+    # 06's default names four PRMs of 04 and the policy of 02, which this profile does not run
+    assert dict.fromkeys(dryrun.needed_stages(six)) == dict.fromkeys(["01_data", "02_policy", "04_prm_training"])
+    assert [(ok, words) for ok, words in dryrun.inputs(six, everything) if not ok] == [
+        (False, "02_policy of run 'mine' has not run, and this run does not make it")
+    ]
+    folder = root / "results" / "mine" / "02_policy"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"params": {"model": "embedded"}, "outputs": {"other": {}}}))
+    assert (False, "02_policy of run 'mine' wrote no policy") in list(dryrun.inputs(six, everything))
+    (folder / "manifest.json").write_text(json.dumps({"params": {"model": "embedded"}, "outputs": {"policy": {}}}))
+    assert all(ok for ok, _ in dryrun.inputs(six, everything))
+    alone = [words for ok, words in dryrun.inputs(six, [six]) if not ok]
+    assert [words.split()[0] for words in alone] == ["01_data", "04_prm_training"]
+
+
+def test_an_output_of_another_run_is_looked_for_there(root, monkeypatch):
+    profile(root, n08="critic: results/other/07_generative_prm/critique\n")
+    monkeypatch.setenv("MMPRM_ROOT", str(root))
+    monkeypatch.setenv("MMPRM_RESULTS", str(root / "results"))
+    [eight] = stages.plan("mine")[0]
+    assert (False, "07_generative_prm of run 'other' has not run, and this run does not make it") in list(
+        dryrun.inputs(eight, [eight])
+    )
+    folder = root / "results" / "other" / "07_generative_prm"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"params": {}, "outputs": {"critique": {}}}))
+    there = [words for ok, words in dryrun.inputs(eight, [eight]) if ok]
+    assert there == ["results/other/07_generative_prm: of run 'other'"]
+
+
+def test_where_no_problem_is_left_to_label_that_is_told(root, monkeypatch):
+    profile(root, n01="n_train: 100\n", n02="n_sft: 100\n", n03="")
+    monkeypatch.setenv("MMPRM_ROOT", str(root))
+    planned = stages.plan("mine")[0]
+    told = list(dryrun.counts(planned[2], stages.run_of(planned[2], planned)))
+    assert told == [(False, "no train problem is left to label: 02 trains on n_sft = 100 of n_train = 100")]
+
+
+TINY = stages.plan("tiny")[0]
+
+
+@pytest.mark.parametrize("stage", TINY, ids=lambda stage: stage.name)
+def test_the_inputs_that_are_foreseen_are_those_that_were_read(stage):
+    manifest = json.loads((REPOSITORY / "results" / "tiny" / stage.name / "manifest.json").read_text(encoding="utf-8"))
+    assert set(dryrun.needed_stages(stage)) == {Path(path).parts[0] for path in manifest["inputs"]}
+
+
+def test_a_server_counts_as_there_if_it_answers(root, monkeypatch):
+    with ChatServer([ok("x")]) as server:
+        profile(root, n07=f"teacher: {{base_url: '{server.url}', model: toy}}\n")
+        monkeypatch.setenv("MMPRM_ROOT", str(root))
+        monkeypatch.setenv("OPENAI_API_KEY", "x")
+        told = list(dryrun.services(stages.plan("mine")[0][0]))
+        assert told == [(True, "key OPENAI_API_KEY"), (True, f"server {server.url}")]
+
+
+def changed(tmp_path: Path, template: str) -> str:
+    """A copy of the embedded checkpoint with another chat template."""
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+def test_a_model_that_is_there_is_counted_and_its_templates_are_tried(tmp_path):
+    template = (EMBEDDED / "chat_template.jinja").read_text()
+    kinds = [*FORMATS, modelcheck.CRITIQUE]
+    found = modelcheck.find("embedded", kinds=kinds)
+    assert (found.where, found.faults) == ("embedded", ())
+    assert (found.shape.n_weights, found.shape.image_tokens) == (2_356_608, 16)
+    blind = modelcheck.find(changed(tmp_path / "a", template.replace("<image>", "")))
+    assert "its chat template names the image 0 times" in blind.faults[0]
+    broken = modelcheck.find(changed(tmp_path / "b", "{{ raise_exception('no turns') }}"))
+    assert len(broken.faults) == 1 and "no turns" in broken.faults[0]
+    # a template that numbers its turns cannot be a chat PRM's, and serves every other form
+    numbered = template.replace("<|im_end|>", "{{ loop.index }}<|im_end|>")
+    found = modelcheck.find(changed(tmp_path / "c", numbered), kinds=kinds)
+    assert [fault.split(": ")[0].rpartition(", ")[2] for fault in found.faults] == ["chat", "chat_advantage"]
+
+
+def test_memory_is_held_against_what_is_at_hand():
+    need = Estimate(memory_gb=30.0, n_gpus=2)
+    words = "GPU memory: needs 2 x 30.0 GB, at hand: 80 GB, 80 GB"
+    assert dryrun.fits(need, Machine((80.0, 80.0), 20, 1)) == (True, words)
+    assert not dryrun.fits(need, Machine((80.0, 24.0), 500, 1))[0], "one of the two is too small"
+    assert not dryrun.fits(need, Machine((80.0,), 500, 1))[0]
+    assert dryrun.fits(need, Machine((), 64, 1)) == (True, "memory: needs 2 x 30.0 GB, no GPU, 64 GB at hand")
+    assert not dryrun.fits(need, Machine((), 59, 1))[0]
+
+
+def test_a_run_that_nobody_has_timed_says_its_cost_before_it_starts(root):
+    profile(root, n01="source: files\npath: nowhere.jsonl\n")
+    command = [sys.executable, "-m", "mmprm_lib.runner", "--profile", "mine"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MMPRM_ROOT": str(root)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert "01_data: estimated 0.0 GPU hours" in done.stdout and "some of unknown length" in done.stdout
+    assert done.stdout.index("estimated") < done.stdout.index("01_data: running")
