@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ def work(folder: Path) -> None:
     if job["settings"].get("fsdp"):  # transformers and accelerate read these: weights for the first process alone
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
         job["options"]["device"] = "cpu"
-    PartialState(cpu=not torch.cuda.is_available())  # the processes know each other before anything is read
+    # the processes know each other before anything is read; one may read and hash a large checkpoint for all
+    PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
     problems = {p.problem_id: p for p in read_records(folder / "problems.jsonl", Problem)}
     for problem in problems.values():
         problem._root = Path(job["root"])

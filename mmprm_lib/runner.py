@@ -82,12 +82,14 @@ class _ProgressLines:
 
 def discard(folder: Path, force: bool) -> None:
     """Nothing; removes what an outdated finished run wrote, by its manifest, so that no records are mixed. A killed run
-    has no manifest: its records stay to go on from, unless `force` removes every keyed record file.
+    has no manifest: its records and checkpoints stay to go on from, unless `force` removes all that has a key.
     """
     manifest = read_manifest(folder)
     names = list(manifest["outputs"]) if manifest else []
     if force:
         names += [path.with_suffix(".jsonl").name for path in folder.glob("*.key")]
+        trained = [path for what in ("checkpoint-*", "prm.json", "training.json") for path in folder.glob(f"*/{what}")]
+        names += [path.relative_to(folder).as_posix() for path in trained]
     for path in (folder / name for name in names):
         if path.is_dir():
             shutil.rmtree(path)

@@ -139,37 +139,46 @@ def past(path):
     return {name: value for name, value in kept.items() if name != "key"}
 
 
-def test_a_training_killed_twice_ends_in_the_same_weights(folder, tmp_path):
-    train(folder, tmp_path / "whole", save_steps=0)
-    assert not list((tmp_path / "whole").glob("checkpoint*"))
-    out = tmp_path / "killed"
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The folder of a PRM whose training was not killed, and made no checkpoint."""
+    path = tmp_path_factory.mktemp("whole")
+    train(folder, path, save_steps=0)
+    assert not list(path.glob("checkpoint*"))
+    return path
+
+
+def test_a_training_killed_twice_ends_in_the_same_weights(folder, whole, tmp_path):
+    out = tmp_path
     assert killed(folder, out, "half:4") == ["checkpoint-6", "checkpoint-8.part"]  # epoch 1 is over, and validated
     assert killed(folder, out, "update:8") == ["checkpoint-12"]  # 6 + 8 = 14 updates, the last not saved yet
     files = {path.name for path in (out / "checkpoint-12").iterdir()}
     assert files == {"trainer_state.json", "rank-0.safetensors"}
     assert json.loads((out / "checkpoint-12" / "trainer_state.json").read_text())["global_step"] == 12
     train(folder, out)
-    assert same(tmp_path / "whole", out) and past(tmp_path / "whole") == past(out)
+    assert same(whole, out) and past(whole) == past(out)
     assert not list(out.glob("checkpoint*")) and not [p for p in out.rglob("*") if p.suffix in (".pt", ".pth", ".bin")]
 
 
-PLACES = ["update:1", "update:3", "update:11", "half:1", "unnamed:2", "named:3", "validated:1", "validated:2"]
+PLACES = ["update:1", "update:3", "half:1", "unnamed:2", "named:3", "validated:1", "validated:2"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pack", [1, 2])
-def test_wherever_it_is_killed_it_ends_in_the_same_weights(folder, tmp_path, pack):
-    train(folder, tmp_path / "whole", pack, save_steps=0)
-    for place in [*PLACES, "validated:3", "saving:1", "saved:1"]:
-        out = tmp_path / place.replace(":", "_")
-        killed(folder, out, place, pack=pack)
-        train(folder, out, pack)
-        assert same(tmp_path / "whole", out) and past(tmp_path / "whole") == past(out), place
-        assert not list(out.glob("checkpoint*"))
-    for place in PLACES:  # one training, killed again and again
-        killed(folder, tmp_path / "again", place, pack=pack) if place != "update:11" else None
-    train(folder, tmp_path / "again", pack)
-    assert same(tmp_path / "whole", tmp_path / "again") and past(tmp_path / "whole") == past(tmp_path / "again")
+@pytest.mark.parametrize("place", [*PLACES, "update:11", "validated:3", "saving:1", "saved:1"])
+def test_wherever_it_is_killed_it_ends_in_the_same_weights(folder, whole, tmp_path, place):
+    killed(folder, tmp_path, place)
+    train(folder, tmp_path)
+    assert same(whole, tmp_path) and past(whole) == past(tmp_path)
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
+@pytest.mark.slow
+def test_a_training_in_packed_rows_killed_again_and_again_ends_in_the_same_weights(folder, tmp_path):
+    train(folder, tmp_path / "whole", 2, save_steps=0)
+    for place in PLACES:
+        killed(folder, tmp_path / "killed", place, pack=2)
+    train(folder, tmp_path / "killed", 2)
+    assert same(tmp_path / "whole", tmp_path / "killed") and past(tmp_path / "whole") == past(tmp_path / "killed")
 
 
 @pytest.mark.slow

@@ -555,8 +555,8 @@ def test_the_kernel_is_this_python_and_the_environment_is_left_as_it_was(project
 def test_an_outdated_stage_loses_its_records_and_a_killed_one_keeps_them(tmp_path):
     def stage(name: str, finished: bool) -> Path:
         folder = tmp_path / name
-        (folder / "policy").mkdir(parents=True)
-        for file in ("labels.jsonl", "labels.key", "mine.txt", "policy/weights"):
+        (folder / "policy" / "checkpoint-2").mkdir(parents=True)
+        for file in ("labels.jsonl", "labels.key", "mine.txt", "policy/weights", "policy/training.json"):
             (folder / file).write_text("x")
         if finished:
             outputs = {"labels.jsonl": {}, "policy": {}}
@@ -573,6 +573,8 @@ def test_an_outdated_stage_loses_its_records_and_a_killed_one_keeps_them(tmp_pat
     assert left(finished) == {"mine.txt"}
     assert left(killed) == {"labels.jsonl", "labels.key", "mine.txt", "policy"}
     assert left(forced) == {"mine.txt", "policy"}
+    assert left(killed / "policy") == {"weights", "training.json", "checkpoint-2"}
+    assert left(forced / "policy") == {"weights"}  # nothing to go on from, nothing to be taken as it is
 
 
 def test_a_child_killed_in_the_middle_of_its_bar_does_not_stop_ours():
