@@ -45,7 +45,9 @@ class ServedGenerator:
     With ChoiceSampling a text is asked for in pieces (see `pieces`), and the server must say which stop string it met
     (vLLM: `stop_reason`, SGLang: `matched_stop`). With a `processor` the choices are asked for by their tokens (vLLM:
     `logprob_token_ids`). Without, they are looked for among the 20 likeliest tokens, which is all that the protocol
-    tells; one that is not there has no known probability, which is an error of the request and never a 0.
+    tells; one that is not there has no known probability, which is an error of the request and never a 0. The server
+    is sent the text anew with every piece: it cuts it into tokens anew, and its template may take away white space that
+    an answer without prefix and opening begins with.
     """
 
     def __init__(
