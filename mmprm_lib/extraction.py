@@ -4,6 +4,7 @@ import re
 
 from mmprm_lib.quantities import clean_text, last_boxed, quantity
 
+MAX_BOXES = 12  # side by side, of one answer
 _MARK = r"[*_`]*"  # of bold and italic text
 _IS = r"(?:\b(?:is|are|(?:would|should|must|will) be|equals)\b)"
 _ANCHOR = re.compile(
@@ -11,11 +12,12 @@ _ANCHOR = re.compile(
     rf"(?:\s+(?:to|of|for)\s[^.\n:]{{0,60}}?)?\s*"
     rf"(?:{_IS}(?!n't|\s+not\b){_MARK}\s*:?|[:：]|=|→|⇒|->|[-–—]\s){_MARK}|"
     r"^[^\w\n]{0,9}final answer[^\w\n]{0,9}$|^[ \t]*#{1,6}[ \t*_]*answers?[ \t*_:：]*$|^[ \t]*\*\*answers?\*\*[ \t]*$|"
-    rf"【答案】|答案{_MARK}\s*(?:应?[是为])?\s*[:：]?{_MARK}|^\s*{_MARK}答\s*[:：]{_MARK}|"
+    rf"【答案】|答案{_MARK}\s*(?:应?[是为])?\s*[:：]?{_MARK}|^[ \t]*{_MARK}答[ \t]*[:：]{_MARK}|"
     r"选(?:择|项)?\s*[:：]?\s*(?=[(（]?[A-J](?![A-Za-z]))|"
-    rf"^\s*####(?!#)|^\W{{0,4}}(?-i:A)\s*[:：]{_MARK}")
-_TAG = re.compile(
-    r"<answer>(.*?)</answer>|\[answer\](.*?)\[/answer\]|<\|begin_of_box\|>(.*?)<\|end_of_box\|>", re.S | re.I)
+    rf"^[ \t]*####(?!#)|^\W{{0,4}}(?-i:A)\s*[:：]{_MARK}")
+_TAGS = [  # opening, closing
+    (re.compile(re.escape(opening), re.I), re.compile(re.escape(closing), re.I)) for opening, closing in (
+        ("<answer>", "</answer>"), ("[answer]", "[/answer]"), ("<|begin_of_box|>", "<|end_of_box|>"))]
 _JSON = re.compile(r'"(?:(?:short|final)[ _])?answer"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*)', re.I)
 _OPTION = re.compile(r"\b(?:option|choice)\s+\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right)", re.I)
 _END = re.compile(
@@ -39,8 +41,7 @@ def extract(text: str) -> str | None:
         return tail[8:]  # the world's own form, decided without a regular expression
     text = text.rpartition("</think>")[2]
     inner = _boxes(text)
-    if inner is None and (tags := _TAG.findall(text)):
-        inner = "".join(tags[-1]).strip()
+    inner = _tagged(text) if inner is None else inner
     if inner is None and (fields := _JSON.findall(text)):
         inner = _unquoted(fields[-1])
     if inner is not None:
@@ -58,6 +59,16 @@ def _first_line(rest: str) -> str | None:
     return said[1] if said and quantity(clean_text(said[1])) else found
 
 
+def _tagged(text: str) -> str | None:
+    """The content of the last tag that is closed. Not by one expression, which takes minutes for many open tags."""
+    for opening, closing in _TAGS:
+        ends = [m.start() for m in closing.finditer(text)]
+        starts = [m.end() for m in opening.finditer(text) if ends and m.end() <= ends[-1]]
+        if starts:
+            return text[starts[-1]:ends[-1]].strip()
+    return None
+
+
 def _unquoted(field: str) -> str:
     """The value of a JSON field. Not by json.loads, which makes a form feed and "rac" of an unescaped \\frac."""
     return field.strip().strip('"').replace(r"\\", "\\").replace(r"\"", '"').strip()
@@ -68,7 +79,7 @@ def _boxes(text: str) -> str | None:
     if "\\boxed" not in text and "\\fbox" not in text:
         return None
     found, end = [], len(text)
-    while (box := last_boxed(text[:end])) is not None:
+    while len(found) < MAX_BOXES and (box := last_boxed(text[:end])) is not None:
         content, start, stop = box
         if found and not _AND.fullmatch(text[stop:found[0][1]]):
             break

@@ -52,7 +52,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(-?\d[\d.,/]*|[A-J](?![A
 
 def last_boxed(text: str) -> tuple[str, int, int] | None:
     """Content (braces matched), start and end of the last complete \\boxed{...}, \\fbox{...} or \\boxed 12, or None."""
-    for box in reversed(list(_BOX.finditer(text))):
+    for box in reversed(list(_BOX.finditer(text))[-50:]):  # more unclosed ones are no text to be read
         if box[1]:
             return box[1].rstrip(".,"), box.start(), box.end()
         depth, start = 0, box.end()
