@@ -257,3 +257,32 @@ def shared_sources(training: str, tested: str) -> list[str]:
     """
     common = origins(entry_of(training)) & origins(entry_of(tested))
     return sorted(common)
+
+
+def document() -> str:
+    """The registry as Markdown: docs/benchmarks.md, which `python -m mmprm_lib.registry` prints."""
+    lines = [
+        "# Benchmarks", "",
+        "Written by `python -m mmprm_lib.registry` from `mmprm_lib/assets/benchmarks.yaml`. 01_data takes one by name:",
+        "", "```yaml", "# params/mine/01_data.yaml", "source: hub", "benchmark: dynamath", "n_train: 0", "n_dev: 0",
+        "n_test: 1000000", "```", "",
+        "All of it is test problems, each with what grades it; 06_best_of_n then reports the benchmark's own number.",
+        "Where no revision is pinned, the branch is resolved to its commit, which the manifest records; set `revision`",
+        "to it for a rerun. VisualProcessBench is read by 05_visualprocessbench (`benchmark_path`).", "",
+        "| name | data set | revision | problems | number | licence |", "| --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row in table().itertuples():
+        lines.append(f"| {row.name} | {row.dataset_id} | {row.revision} | {row.n} | {row.aggregate} | {row.licence} |")
+    for name, entry in registry().benchmarks.items():
+        rules = dict.fromkeys(f"{kind or 'all'}: {rule.rule}" for kind, rule in entry.kinds.items())
+        parts = {
+            "Paper": entry.paper, "Graded by": ", ".join(rules), "May not": "; ".join(entry.may_not),
+            "Made of": ", ".join([*entry.built_from, *entry.also]), "Differs": "; ".join(entry.differs),
+            "Not verified": "; ".join(entry.not_verified), "Sources": ", ".join(f"<{url}>" for url in entry.urls),
+        }  # fmt: skip
+        lines += ["", f"## {name}: {entry.title}", "", *(f"- {key}: {text}" for key, text in parts.items() if text)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -237,6 +237,11 @@ def test_a_notebook_takes_a_benchmark_by_its_name(hub, tmp_path):
         data.load("hub", sizes, 0, tmp_path / "out", benchmark="visualprocessbench")
 
 
+def test_the_document_is_what_the_registry_says():
+    written = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert written == registry.document(), "python -m mmprm_lib.registry > docs/benchmarks.md brings it up to date"
+
+
 def test_a_wrong_entry_is_an_error():
     content = yaml.safe_load(registry.PATH.read_text(encoding="utf-8"))
     for change in ({"revision": "main"}, {"built_from": ["nothing"]}, {"columns": {"id": "{id}"}}, {"colour": "red"},

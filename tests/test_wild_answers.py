@@ -4,6 +4,7 @@ A marker is needed ("Answer:", a box, a tag ...): what an unfinished solution ha
 cannot be told is unknown, with a reason.
 """
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +41,7 @@ def judge(text, gold, kind="expression", choices=()):
     ("So, B.", None), ("I have answered all questions.", None), ("", None),
     # tags, thoughts, JSON
     ("<answer>\n12\n</answer>", "12"), ("[ANSWER]12[/ANSWER]", "12"), ("<|begin_of_box|>12<|end_of_box|>", "12"),
+    ("<answer>5<answer>12</answer> 13", "12"), ("<answer>5</answer> <answer>12", "5"),
     (r"<think>\boxed{5}</think><answer>12</answer>", "12"), ("<think>Answer: 5</think>\n\nAnswer: 12", "12"),
     ('{"answer": 12}', "12"), ('```json\n{"solution": "x = 2", "short answer": "0.500"}\n```', "0.500"),
     (r'{"solution": "...", "short answer": "\frac{1}{2}"}', r"\frac{1}{2}"),
@@ -117,3 +119,12 @@ def test_units_and_times_are_read_exactly():
     assert clock("25:00") is None and clock("3:75") is None and clock("12:00 am") == (0, True)
     assert union_of("x<1 or x>2") == r"(-\infty,1)\cup (2,\infty)" and union_of(r"1 < x \leq 2") == "(1,2]"
     assert union_of("x=1") is None and union_of("x+1<2") is None
+
+
+@pytest.mark.parametrize("piece", [
+    "<answer>", "<|begin_of_box|>", "\\boxed{", "answer of ", "Answer: ", "\n", "\\boxed{1} ,", '"answer": "\\', "选",
+])  # fmt: skip
+def test_a_long_text_is_read_in_the_time_of_its_length(piece):
+    start = time.process_time()
+    extract(piece * (200_000 // len(piece)))
+    assert time.process_time() - start < 3  # 0.2 on one quiet core; quadratic time would be minutes
