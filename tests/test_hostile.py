@@ -8,6 +8,7 @@ import pickle
 import shutil
 import struct
 import time
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from mmprm_lib import (
     data,
     endpoint,
     guards,
+    images,
     interchange,
     mathcheck,
     models,
@@ -32,6 +34,7 @@ from mmprm_lib import (
     trees,
 )
 from mmprm_lib.answers import equal, extract, normal_form, verdict
+from mmprm_lib.encoding import Encoder
 from mmprm_lib.label_selection import parse_first_error
 from mmprm_lib.run import Run
 from tests import servers
@@ -442,3 +445,68 @@ def test_a_servers_answer_is_bounded_stays_at_its_address_and_is_text(monkeypatc
 
 def test_reasons_of_failures_are_one_printable_line():
     assert guards._text(ValueError("\x1b[2Ja\n\u202eb" + "c" * 10**6)) == "ValueError: [2Ja b" + "c" * 282
+
+
+# -- images and long solutions
+
+
+def chunk(kind, raw):
+    return struct.pack(">I", len(raw)) + kind + raw + struct.pack(">I", zlib.crc32(kind + raw))
+
+
+def png_of(width, height, pixels, extra=b""):
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+PIXELS, ZIPPED = (b"\0" + bytes(60)) * 10, zlib.compress(bytes(50_000_000), 9)
+BOMBS = {
+    "header": (png_of(100_000, 100_000, b""), "image_bomb"), "text": (
+        png_of(20, 10, PIXELS, chunk(b"zTXt", b"k\0\0" + ZIPPED)), "broken_image"),
+    "itext": (png_of(20, 10, PIXELS, chunk(b"iTXt", b"k\0\1\0\0\0" + ZIPPED)), "broken_image"),
+    "profile": (png_of(20, 10, PIXELS, chunk(b"iCCP", b"k\0\0" + ZIPPED)), "broken_image"),
+    "pixels": (png_of(20, 10, bytes(50_000_000)), ""), "zero": (png_of(0, 10, b""), "broken_image"),
+    "strip": (png_of(1_000_000, 1, bytes(3_000_001)), ""), "svg": (b"<svg><script/></svg>", "broken_image"),
+    "polyglot": (png() + b"PK\3\4<script>", ""), "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "broken_image"),
+    "pdf": (b"%PDF-1.4\n", "broken_image"), "nothing": (b"", "broken_image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_image_bombs_are_refused_or_harmless(name, quick):
+    raw, reason = BOMBS[name]
+    try:
+        image, _ = images.decode(raw)
+    except images.Rejected as why:
+        assert why.reason == reason and " at 0x" not in why.detail
+    else:
+        assert not reason and image.mode == "RGB" and image.width * image.height <= 1_000_000
+
+
+def test_a_question_that_spells_the_stand_ins_of_a_chat_is_only_a_question(folder):
+    _, processor = models.load("embedded")
+    asked_of = [problem(question=text) for text in ("\u24020\u2402 and \u24021\u2402 \u24022\u2402", "Step 3: <prm>")]
+    for each in asked_of:
+        layout = steps.chat_template(each, ["Step 3: a", "\u24021\u2402", "<|im_end|>"], processor)
+        assert len(layout.pieces) == 3 and layout.pieces[1].startswith("+") and "\u24021\u2402" in layout.pieces[1]
+        assert layout.prompt.count("<image>") == 1 and layout.prompt.endswith("### Solution Process:\n")
+
+
+def test_a_processors_own_placeholders_are_special_whatever_its_tokenizer_says():
+    tokenizer = SimpleNamespace(all_special_tokens=["</s>"], added_tokens_decoder={})
+    processor = SimpleNamespace(tokenizer=tokenizer, image_token="[IMG]", boi_token="<boi>", image_token_id=5)
+    assert steps.special_strings(processor) == ("<boi>", "[IMG]", "</s>")
+    assert steps.neutralise("[IMG]<boi></s>", processor) == "[ IMG]< boi>< /s>"
+
+
+def test_ten_thousand_steps_and_a_megabyte_are_encoded_or_dropped_and_counted(folder, quick):
+    _, processor = models.load("embedded")
+    raw = (folder / "in/a.png").read_bytes()
+    asked_of = problem(image="a.png", image_sha256=schema.sha256_of(raw))
+    asked_of._root = folder / "in"
+    encoder = Encoder(steps.FORMATS["judge"], processor, max_length=4096)
+    encoded = encoder.encode(asked_of, ["Bar A is 7"] * 10_000, "s")
+    assert len(encoded.positions) == 10_000 and len(encoded.ids) > 4096
+    texts = [(asked_of, encoded.text, "a" * 1_000_000), (asked_of, encoded.text, "7")]
+    kept, dropped = policy.text_rows(encoder, texts)
+    assert len(kept) == 1 and dropped == 1
