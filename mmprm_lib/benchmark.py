@@ -100,13 +100,13 @@ def read_visualprocessbench(path: str | Path, strict: bool = False) -> Benchmark
 
 def _json_object(line: bytes | None) -> dict[str, Any]:
     try:
-        record = json.loads(line or b"")
-        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair can be escaped in JSON, but not written
+        # half a surrogate pair can be escaped in JSON, but not written
+        json.dumps(record := json.loads(line or b""), ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Rejected("broken_row", f"no JSON in UTF-8: {str(error)[:200]}") from error
-    if not isinstance(record, dict):
-        raise Rejected("broken_row", f"expected an object, found {type(record).__name__}")
-    return record
+    if isinstance(record, dict):
+        return record
+    raise Rejected("broken_row", f"expected an object, found {type(record).__name__}")
 
 
 def _row(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mmprm_lib.workload import Run, Text, root, text_of, work
+from mmprm_lib.workload import Run, Text, root, settings, text_of, work
 
 PEAK_FLOPS = 312e12  # bf16, of the GPU that hours are counted in: an A100 (NVIDIA's data sheet)
 TRAINING_SHARE = 0.35  # of the peak in training: 0.3 to 0.5 is reported of models this size (PaLM, appendix B)
@@ -152,11 +152,6 @@ def generation_gb(shape: Shape, p: Mapping[str, Any], text: Text, weight_bytes: 
 
 def _weight_bytes(name: str, p: Mapping[str, Any]) -> int:
     return 2 if p.get("weights") == "bfloat16" or (p.get("bf16") and name[:2] in ("03", "05", "06")) else 4
-
-
-def settings(name: str, run: Run) -> dict[str, Any]:
-    """The parameters of a notebook, those in its `trainer` beside the others."""
-    return {**run[name], **run[name].get("trainer", {})}
 
 
 def memory_gb(name: str, run: Run, shape: Shape) -> float:

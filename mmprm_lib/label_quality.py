@@ -14,7 +14,7 @@ from scipy.stats import hypergeom
 
 from . import stats, world
 from .labeling import Options
-from .policy import TRAITS, traits
+from .policy_errors import TRAITS, traits
 from .schema import Problem, Solution, StepLabels
 
 COLUMNS = [

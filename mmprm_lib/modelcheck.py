@@ -14,12 +14,13 @@ from PIL import Image
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from .architecture import vision_towers
 from .critique import verdict_ids
 from .estimates import KNOWN, Shape
 from .models import EMBEDDED
 from .provenance import project_root
 from .schema import Problem
-from .scoring import label_ids, vision_towers
+from .scoring import label_ids
 from .steps import FORMATS, MARKER, TEMPLATES, policy_prompt
 
 CRITIQUE = "critique"  # besides `steps.FORMATS`: what a critic writes

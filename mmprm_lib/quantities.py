@@ -55,7 +55,7 @@ _BRACE = re.compile(r"(?<!\\)[{}]")
 
 
 def boxes(text: str) -> list[tuple[str, int, int]]:
-    """Content, start and end of every complete \\boxed{...}, \\fbox{...} or \\boxed 12, by their starts; in one pass."""
+    """Content, start, end of every complete \\boxed{...}, \\fbox{...} or \\boxed 12, by their starts, in one pass."""
     found, begun, opened = [], dict[int, int](), list[int]()
     for box in _BOX.finditer(text):
         if box[1]:

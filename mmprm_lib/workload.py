@@ -83,12 +83,17 @@ def rollout_tokens(text: Text, n_rollouts: int, last_step: str) -> float:
     return n_rollouts * (n * text.solution / 2 + (1 if last_step == "rollout" else 0))
 
 
+def settings(name: str, run: Run) -> dict[str, Any]:
+    """The parameters of a notebook, with those that it has in `trainer` and `training` beside the others."""
+    return {**run[name], **run[name].get("training", {}), **run[name].get("trainer", {})}
+
+
 def work(name: str, run: Run, image: int) -> Work:
     """What a notebook does, where an image takes `image` tokens; ValueError for one that nobody has counted."""
     if name not in WORK:
         raise ValueError(f"{name}: no estimate for this notebook; {', '.join(WORK)} are known")
     text = text_of(run)
-    found = WORK[name](run[name], run, text, image + text.question)
+    found = WORK[name](settings(name, run), run, text, image + text.question)
     return found._replace(n_bytes=found.n_bytes + found.records * (RECORD_BYTES + TOKEN_BYTES * text.solution))
 
 

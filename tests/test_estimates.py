@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForImageTextToText, InternVLConfig, Qwen2_5_VLConfig
 
 from mmprm_lib import estimates, stages, workload
+from mmprm_lib.architecture import vision_towers
 from mmprm_lib.estimates import KNOWN, Shape
 from mmprm_lib.models import load
-from mmprm_lib.scoring import vision_towers
 from tests.conftest import REPOSITORY
 
 EIGHT = Shape(8_000_000_000, 0, 28, 3584, 150_000, 512, 1000)

@@ -20,12 +20,13 @@ FLOORS = [
     {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "protocol", "served", "engine", "outcomes"}
     | {"guards", "labeling_files", "engines", "fleet", "pieces"},
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
-    | {"interchange", "interchange_text", "label_selection", "policy", "prm", "training", "packing", "launch"}
-    | {"checkpoints"}
+    | {"interchange", "interchange_text", "label_selection", "policy", "policy_errors", "prm", "training", "packing"}
+    | {"launch", "checkpoints"}
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
     | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
     {"selection", "refinement", "pools", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
-    | {"labeling_value", "critique_quality", "refined_pairs", "ablation", "points", "aggregates", "modelcheck", "dryrun"},
+    | {"labeling_value", "critique_quality", "refined_pairs", "ablation", "points", "aggregates"}
+    | {"modelcheck", "dryrun"},
     {"plots", "plots_prm", "plots_evaluation", "plots_cost", "plots_critique", "plots_ablation", "drawing"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

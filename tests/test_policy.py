@@ -8,7 +8,7 @@ from functools import lru_cache
 import pytest
 import torch
 
-from mmprm_lib import data, models, policy, world
+from mmprm_lib import data, models, policy, policy_errors, world
 from mmprm_lib.architecture import vision_towers
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.steps import FORMATS, join
@@ -226,27 +226,27 @@ def test_steps_are_taken_apart_by_kind_and_by_error():
         solution("p0/s1", BAD, problem_id="p0", verdict="wrong", answer="7"),
         solution("p1/s0", (*GOOD[:2], "Sum: 3 + 5 = 9", "Answer: 9"), problem_id="p1", verdict="wrong"),
     ]
-    steps = policy.step_frame([fixed("p0"), fixed("p1", tricky=True)], solutions)
-    assert list(steps.columns) == policy.STEP_COLUMNS and len(steps) == 12
+    steps = policy_errors.step_frame([fixed("p0"), fixed("p1", tricky=True)], solutions)
+    assert list(steps.columns) == policy_errors.STEP_COLUMNS and len(steps) == 12
     assert steps["kind"].tolist() == ["read", "read", "deduce", "answer"] * 3
     assert steps["truth"].tolist() == [1, 1, 1, 1, 1, -1, -1, -1, 1, 1, -1, -1]
     assert steps["first"].tolist() == [True] * 4 + [True, True, False, False] + [True] * 3 + [False]
     assert steps.groupby("solution_id")["wording"].first().tolist() == ["plain", "plain", "tricky"]
     assert steps["place"].tolist() == [1, 2, 3, 4] * 3 and set(steps["form"]) == {"fill-in"}
-    errors = policy.first_errors(steps, "wording")  # the misread bar, and the wrong sum
+    errors = policy_errors.first_errors(steps, "wording")  # the misread bar, and the wrong sum
     assert errors.values.tolist() == [["plain", "image", 1], ["tricky", "logic", 1]]
 
 
 def test_outside_the_world_there_are_no_steps_and_nothing_breaks():
-    steps = policy.step_frame([problem()], [solution()])
-    assert len(steps) == 0 and list(steps.columns) == policy.STEP_COLUMNS
-    assert len(policy.first_errors(steps, "family")) == 0
-    found = policy.corpus_frame([(problem(), ["a", "b"])])
+    steps = policy_errors.step_frame([problem()], [solution()])
+    assert len(steps) == 0 and list(steps.columns) == policy_errors.STEP_COLUMNS
+    assert len(policy_errors.first_errors(steps, "family")) == 0
+    found = policy_errors.corpus_frame([(problem(), ["a", "b"])])
     assert found["right"].tolist() == [None] and found["wording"].tolist() == ["unknown"]
 
 
 def test_the_corpus_is_judged():
-    frame = policy.corpus_frame([(fixed("p0"), list(steps)) for steps in (GOOD, BAD, (*BAD[:3], "Answer: 8"))])
+    frame = policy_errors.corpus_frame([(fixed("p0"), list(steps)) for steps in (GOOD, BAD, (*BAD[:3], "Answer: 8"))])
     assert frame["right"].tolist() == [True, False, False]
     assert frame["answer_right"].tolist() == [True, False, True]
     assert frame["n_steps"].tolist() == [4, 4, 4]
@@ -254,11 +254,11 @@ def test_the_corpus_is_judged():
 
 def test_a_solved_and_a_failed_example_got_furthest():
     solutions = [solution("p0/s0"), solution("p0/s1", ("a", "b", "c", "d")), solution("p0/s2", verdict="wrong")]
-    assert policy.pick([problem()], solutions, True)[1].solution_id == "p0/s1"
-    assert policy.pick([problem()], solutions, False)[1].solution_id == "p0/s2"
-    assert policy.pick([problem()], solutions[:2], False) is None
+    assert policy_errors.pick([problem()], solutions, True)[1].solution_id == "p0/s1"
+    assert policy_errors.pick([problem()], solutions, False)[1].solution_id == "p0/s2"
+    assert policy_errors.pick([problem()], solutions[:2], False) is None
     late, early = solution("p0/s0", (*GOOD[:3], "Answer: 9"), verdict="wrong"), solution("p0/s1", BAD, verdict="wrong")
-    assert policy.pick([fixed("p0")], [early, late], False)[1] is late  # three right steps against one
+    assert policy_errors.pick([fixed("p0")], [early, late], False)[1] is late  # three right steps against one
 
 
 def test_a_rate_of_errors_outside_its_range_is_refused():
