@@ -104,7 +104,7 @@ $(VLLM_STAMP):
 	@rm -f $(VLLM)/.ready-* && touch $@
 
 test-vllm: $(VLLM_STAMP)
-	@echo "make test-vllm: vLLM, in process and as a server, and Ray are really started; about 20 minutes on 2 cores"
+	@echo "make test-vllm: vLLM, in process and as a server, and Ray are really started; 10 to 20 minutes on 2 cores"
 	@$(VLLM)/bin/python -m pytest tests/test_fleet.py tests/test_engine.py
 
 base: $(STAMP)
