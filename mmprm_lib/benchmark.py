@@ -69,8 +69,7 @@ def read_visualprocessbench(path: str | Path, strict: bool = False) -> Benchmark
     image are one problem with several solutions. Steps are taken as they are, never joined and split again. Unusable
     rows (labels and steps of unequal number, no or broken image, ...) are listed; with `strict` the first is an error.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not (path := Path(path)).is_file():
         raise FileNotFoundError(f"{path} is missing: give a .jsonl file in VisualProcessBench's format")
     found = Benchmark([], [], [], [], [])
     problems, digests, seen = dict[str, Problem](), dict[str, str](), set[str]()
