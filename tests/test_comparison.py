@@ -96,3 +96,18 @@ def test_spearman(a, b, expected):
 
 def test_spearman_of_what_does_not_vary_is_nan():
     assert math.isnan(comparison.spearman([1, 1], [1, 2])) and math.isnan(comparison.spearman([1], [2]))
+
+
+def test_what_a_method_picks_keeps_its_verdict():
+    drawn = candidates("p0", ["7", "12", "12", None]) + candidates("p1", [None, "7", "7", "7"])
+    greedy = [solution(f"{p}/g", answer=a, verdict=v) for p, a, v in (("p0", "12", "correct"), ("p1", None, "unknown"))]
+    groups = comparison.groups_of([problem("p0"), problem("p1")], drawn, greedy)
+    scores = {s.solution_id: [score] * len(s.steps) for s, score in
+              zip(drawn, (0.1, 0.2, 0.3, 0.9, 0.9, 0.1, 0.2, 0.8), strict=True)}  # fmt: skip
+    assert comparison.pick_labels(groups, "greedy", 1) == ["correct", "unknown"]
+    assert comparison.pick_labels(groups, "first", 4) == ["wrong", "unknown"]
+    assert comparison.pick_labels(groups, "majority_vote", 4) == ["correct", "wrong"]
+    assert comparison.pick_labels(groups, "best_of_n", 4, scores) == ["unknown", "unknown"]
+    assert comparison.pick_labels(groups, "best_of_n", 3, scores) == ["correct", "unknown"]
+    with pytest.raises(ValueError, match="'pass_at_n': use greedy"):
+        comparison.pick_labels(groups, "pass_at_n", 4)
