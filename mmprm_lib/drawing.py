@@ -5,12 +5,14 @@ Colours are Okabe and Ito's; whatever colour tells, a hatch, a dash, a marker or
 
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
 from mmprm_lib.schema import Problem
@@ -103,8 +105,18 @@ def _wrap(text: str, width: int, lines: int = 2) -> str:
 
 
 def plain(text: str) -> str:
-    """Text as it is: a dollar sign of a model's LaTeX would start matplotlib's own mathematics, and fail in it."""
+    """Text as it is: a dollar sign of a model's LaTeX would start matplotlib's own mathematics, and fail in it.
+
+    What the font has no shape for (control characters, other scripts) is a box, as matplotlib draws it with a warning.
+    """
+    known = _characters()
+    text = "".join(c if ord(c) in known or c in "\n\t" else "\u25a1" for c in text)
     return text.replace("\\$", "$").replace("$", r"\$")
+
+
+@cache
+def _characters() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def solution_with_scores(

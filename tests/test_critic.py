@@ -234,6 +234,17 @@ def test_the_same_critic_is_not_trained_twice_and_another_one_is(problems, recor
     assert json.loads(kept)["history"] == history
 
 
+def test_without_a_critique_the_critic_stays_as_it_is_and_is_saved(problems, tmp_path):
+    model, processor = tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    same, history = critic.train(model, processor, [], problems, tmp_path, "verdict_only", learning_rate=1.0)
+    assert history[1] == {"n_train": 0, "n_dropped": 0} and history[0]["loss"] != history[0]["loss"]
+    kept, _ = models.load(tmp_path)
+    assert form_of(tmp_path) == FORMATS["verdict_only"]
+    for found in (same.state_dict(), kept.state_dict()):
+        assert all(torch.equal(before[name], value) for name, value in found.items())
+
+
 def test_both_weights_reach_the_training(problems, records, tmp_path, monkeypatch):
     class Caught(Exception):
         pass

@@ -139,3 +139,11 @@ def test_lengths_of_many_tokens_are_grouped():
 
 def test_a_caption_given_stands_in_the_figure():
     assert "See here." in text_of(plots.reliability(BINS, caption="See here."))
+
+
+def test_what_the_font_has_no_shape_for_is_a_box_and_no_warning():
+    assert drawing.plain("a\x0f b\u4e2d $x$\n\u221e \x85") == "a\u25a1 b\u25a1 \\$x\\$\n\u221e \u25a1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps = ["\x0f\x1b[31m", "\u4e2d\u6587 $\\frac{1"]
+        drawing.solution_with_scores(IMAGE, PROBLEM, steps, [0.1, 0.9]).savefig(io.BytesIO())

@@ -503,6 +503,12 @@ def test_a_correction_that_states_the_answer_is_judged_as_it_is():
     assert [r.solution_id for r in kept] == ["p0/12"] and dropped == {"correction fails": 1}
 
 
+def test_without_rollouts_every_correction_is_believed():
+    critiques = [taught(2, name="p0/s0"), taught(0, name="p0/s1")]
+    kept, dropped = validate_corrections(critiques, [problem()], SimpleNamespace(), n=0)  # nothing is sampled
+    assert kept == critiques and not dropped
+
+
 def test_a_correction_of_an_unknown_problem_is_refused():
     with pytest.raises(KeyError, match="which is not given"):
         validate_corrections([taught(2)], [], SimpleNamespace())
