@@ -10,7 +10,6 @@ POLICY := $(or $(wildcard results/tiny/02_policy/policy),embedded)
 CRITIC := results/tiny/07_generative_prm/critique
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile
-TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 VLLM_STAMP := $(VLLM)/.ready-$(shell cat requirements-vllm.lock pyproject.toml | cksum | cut -d " " -f 1)
 STAMP := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d " " -f 1)
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
@@ -98,7 +97,7 @@ $(VLLM_STAMP):
 	  $(VLLM_PIP) -r requirements.lock && $(VLLM_PIP) vllm==0.32.0 ray==2.60.0; \
 	else \
 	  torch="torch==$$(sed -n 's/^torch==//p' requirements-vllm.lock)+cpu"; \
-	  $(VLLM_PIP) --no-deps "$$torch" 2>/dev/null || $(VLLM_PIP) --no-deps --index-url "$(TORCH_CPU)" "$$torch" || exit 1; \
+	  $(VLLM_PIP) --no-deps "$$torch" 2>/dev/null || $(VLLM_PIP) "$${torch%+cpu}" || exit 1; \
 	  $(VLLM_PIP) --no-deps -r requirements-vllm.lock && \
 	  cp tests/vllm_env/torchvision_ops.py $$($(VLLM)/bin/python -c "import site; print(site.getsitepackages()[0])") && \
 	  echo "import torchvision_ops" > $$($(VLLM)/bin/python -c "import site; print(site.getsitepackages()[0])")/torchvision_ops.pth; \
