@@ -131,7 +131,11 @@ def load(
         raise FileNotFoundError(f"the embedded base is missing at {EMBEDDED}: train it with `make base`")
     logging.disable_progress_bar()  # bars on stderr would be noise in every executed notebook
     options = dict(trust_remote_code=trust_remote_code, revision=revision)
-    processor = AutoProcessor.from_pretrained(source, **options)
+    try:
+        processor = AutoProcessor.from_pretrained(source, **options)
+    except ValueError as error:
+        why = f"transformers knows no processor for {path} ({str(error).partition('.')[0]})"
+        raise ValueError(f"{why}: convert a checkpoint with code of its own to the -hf classes first") from error
     processor.tokenizer.padding_side = "left"
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor

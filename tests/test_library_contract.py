@@ -21,7 +21,7 @@ FLOORS = [
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
     | {"interchange", "interchange_text", "label_selection", "policy", "prm", "training", "packing", "launch"}
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
-    | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
+    | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training", "released"},
     {"selection", "refinement", "pools", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
     | {"labeling_value", "critique_quality", "refined_pairs", "ablation", "points"},
     {"plots", "plots_prm", "plots_evaluation", "plots_cost", "plots_critique", "plots_ablation", "drawing"},
