@@ -26,6 +26,7 @@ from .fleet import FleetScorer
 from .grading import verdict
 from .prm import add_marker, load_prm
 from .provenance import project_root
+from .released import check_choices, read_format
 from .run import Run, progress
 from .schema import Problem, RecordLog, Scores, Solution, fingerprint
 from .scoring import Scorer
@@ -83,25 +84,36 @@ def load_critic(
 
 def load_scorer(
     run: Run, name: str, where: str, *, n_workers: int = 0, bf16: bool = False, trust_remote_code: bool = False,
-    **options: Any,
+    choices: Mapping[str, Any] | None = None, **options: Any,
 ) -> Scorer | FleetScorer:  # fmt: skip
     """The PRM at `where` (see `locate`) as a Scorer called `name`, on the GPU if there is one; `options` are Scorer's.
 
-    A folder without prm.json holds no PRM but a plain model: it is read in the format that the name says (marker,
-    marker_hard, chat, chat_advantage, orm, judge), untrained. ValueError if the name says none. With `n_workers`, one
-    in each of so many workers of a Ray cluster.
+    A folder without prm.json holds a PRM that others trained, if there are `choices` (see `released`), else a plain
+    model: it is read in the format that the name says (marker, marker_hard, chat, chat_advantage, orm, judge),
+    untrained. ValueError if the name says none, or if a PRM that knows its format is given choices. With `n_workers`,
+    one in each of so many workers of a Ray cluster.
     """
     load_options = {"dtype": torch.bfloat16 if bf16 else torch.float32, "trust_remote_code": trust_remote_code}
-    make = partial(_scorer, name, where, locate(run, where), load_options, **options)
+    make = partial(_scorer, name, where, locate(run, where), load_options, choices or {}, **options)
     scorer = FleetScorer(make, n_workers) if n_workers else make()
     run.model(name, scorer.fingerprint)
     return scorer
 
 
-def _scorer(name: str, where: str, place: str | Path, load_options: Mapping[str, Any], **options: Any) -> Scorer:
+def _scorer(
+    name: str, where: str, place: str | Path, load_options: Mapping[str, Any], choices: Mapping[str, Any],
+    **options: Any,
+) -> Scorer:  # fmt: skip
     if isinstance(place, Path) and (place / "prm.json").is_file():
+        if choices:
+            raise ValueError(f"{name} at {where!r} was saved with its format: leave it out of formats")
         prm = load_prm(place, **load_options)
         form, model, processor = prm.form, prm.model, prm.processor
+    elif choices:
+        check_choices({name: choices})
+        model, processor = models.load(place, **load_options)
+        form, chosen = read_format(name, choices, model.config, project_root())
+        options |= chosen
     else:
         kinds = [kind for kind in FORMATS if name == kind or name.startswith(f"{kind}_")]
         if not kinds:
@@ -203,12 +215,20 @@ def aligned(bench: Benchmark, scores: StepScores) -> list[Sequence[float]]:
     return [scores[s.solution_id] for s in bench.solutions]
 
 
-def thresholds(dev: Benchmark, scores: Mapping[str, StepScores]) -> dict[str, float]:
-    """Each scorer's best threshold on the dev part; 0.5 for all where that holds only one kind of step."""
-    classes = {label for labels in dev.labels for label in labels}
-    if not {1, -1} <= classes:
-        return {name: AT_HALF for name in scores}
-    return {name: benchmark.choose_threshold(aligned(dev, each), dev.labels) for name, each in scores.items()}
+def thresholds(
+    dev: Benchmark, scores: Mapping[str, StepScores], formats: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, float]:
+    """Each scorer's best threshold on the dev part; 0.5 where that holds only one kind of step.
+
+    A `threshold` that `formats` states for a scorer (see `released`) stands in its place.
+    """
+    stated = {name: float(each["threshold"]) for name, each in (formats or {}).items() if "threshold" in each}
+    if not {1, -1} <= {label for labels in dev.labels for label in labels}:
+        return {name: stated.get(name, AT_HALF) for name in scores}
+    return {
+        name: stated[name] if name in stated else benchmark.choose_threshold(aligned(dev, each), dev.labels)
+        for name, each in scores.items()
+    }
 
 
 def compare(

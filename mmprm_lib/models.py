@@ -161,7 +161,11 @@ def load_processor(
 ) -> ProcessorMixin:
     """The processor of a checkpoint, as of `load`; its tokenizer pads on the left."""
     source = EMBEDDED if str(path) == "embedded" else path
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    try:
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    except ValueError as error:
+        why = f"transformers knows no processor for {path} ({str(error).partition('.')[0]})"
+        raise ValueError(f"{why}: convert a checkpoint with code of its own to the -hf classes first") from error
     processor.tokenizer.padding_side = "left"
     return processor
 

@@ -9,7 +9,8 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from os.path import commonprefix
 from typing import NamedTuple
 
 from mmprm_lib.schema import Problem
@@ -179,18 +180,22 @@ class Layout(NamedTuple):
 class Format:
     """How a PRM sees a solution: the template's kind, its texts, and the words whose logits are compared."""
 
-    kind: str  # marker, orm, judge, chat or chat_advantage
+    kind: str  # marker, orm, judge, process, chat or chat_advantage
     marker: str = ""  # text after each step (marker kinds); MARKER is added to the tokenizer as one special token
     instruction: str = ""  # text after the question in the user turn
     system: str = ""  # system turn (chat kinds); "" for none
     # right first, wrong second, neutral third; MM-PRM's words have no space, the embedded base answers with one
     labels: tuple[str, ...] = (" Yes", " No")
+    separator: str = STEP_SEPARATOR  # between a marker and the next step
+    turn: str = "closed"  # process: where it stands, after a user turn that is "closed" or left "open", or in "user"
+    image_first: bool = False  # chat kinds: the image before "### Question:", not after it
 
 
 FORMATS = {
     "marker": Format("marker", marker=MARKER),
     "orm": Format("orm", marker=MARKER),
     "judge": Format("judge", marker=JUDGE_MARKER, instruction=JUDGE_INSTRUCTION),
+    "process": Format("process", marker=MARKER, labels=("Yes", "No")),
     "chat": Format("chat", system=CHAT_SYSTEM, labels=("+", "-")),
     "chat_advantage": Format("chat_advantage", system=ADVANTAGE_SYSTEM, labels=("+", "-", "=")),
 }
@@ -204,7 +209,7 @@ def marker_template(problem: Problem, steps: list[str], processor, form: Format 
     ends at the last marker, after which nothing can change a score.
     """
     texts = [neutralise(step, processor) + form.marker for step in steps]
-    pieces = [(STEP_SEPARATOR if index else "") + text for index, text in enumerate(texts)]
+    pieces = [(form.separator if index else "") + text for index, text in enumerate(texts)]
     return Layout(policy_prompt(problem, processor, form.instruction), pieces)
 
 
@@ -232,22 +237,61 @@ def chat_template(
     if len(history) != len(steps):
         raise ValueError(f"{problem.problem_id}: {len(history)} labels in the history of {len(steps)} steps")
     question = neutralise(question_text(problem) + form.instruction, processor)
-    prompt, reply, gap, turn = _chat_parts(processor, form.system, question)
+    prompt, reply, gap, turn = _chat_parts(processor, form.system, question, form.image_first)
     pieces = [neutralise(step, processor) + reply for step in steps]
     for index in range(1, len(pieces)):
         pieces[index] = gap + history[index - 1] + turn + pieces[index]
     return Layout(prompt, pieces)
 
 
-def _chat_parts(processor, system: str, question: str) -> tuple[str, str, str, str]:
+def process_template(problem: Problem, steps: list[str], processor, form: Format = FORMATS["process"]) -> Layout:
+    """MM-PRM's own layout (section 3.1): `Question: q\\nProcess: s1<prm>\\n\\ns2<prm>...` in one turn after the image.
+
+    `turn` "closed" is what it is trained on, all in the assistant turn after an empty user turn; "open" is what its
+    evaluation sends: that user turn is not closed (and `separator` is ""). "user" puts all into the user turn.
+    ValueError for another.
+    """
+    head, image, end, opened = _user_turn(processor, form.system)
+    begun = {"closed": head + end + opened, "open": head + opened, "user": head}
+    if form.turn not in begun:
+        raise ValueError(f"turn is {form.turn!r}: choose one of {', '.join(begun)}")
+    question = neutralise(question_text(problem) + form.instruction, processor)
+    pieces = marker_template(problem, steps, processor, form).pieces
+    return Layout(f"{begun[form.turn]}{_line(image)}Question: {question}\nProcess: ", pieces)
+
+
+@lru_cache(maxsize=32)
+def _user_turn(processor, system: str) -> tuple[str, str, str, str]:
+    """The text up to a user's words, that of an image there, what ends the turn, and what opens the assistant's."""
+    user, shown = ({"role": "user", "content": parts} for parts in (
+        [{"type": "text", "text": SENTINEL}], [{"type": "image"}, {"type": "text", "text": SENTINEL}]))  # fmt: skip
+    turns = [{"role": "system", "content": [{"type": "text", "text": system}]}] * bool(system)
+    render = partial(processor.apply_chat_template, tokenize=False)
+    plain, opened = (render([*turns, user], add_generation_prompt=g) for g in (False, True))
+    head, _, end = plain.partition(SENTINEL)
+    image = render([*turns, shown]).partition(SENTINEL)[0]
+    head = commonprefix([head, image])  # "User:" in a template that writes "User: " before words alone
+    return head, image[len(head) :], end, opened[len(plain) :]
+
+
+def _line(image: str) -> str:
+    """The text of an image with a line break behind it, which some templates write themselves."""
+    return image if image.endswith("\n") else image + "\n"
+
+
+def _chat_parts(processor, system: str, question: str, image_first: bool = False) -> tuple[str, str, str, str]:
     """Prompt up to the first step; from a step to its decision; from there to its answer; from an answer to a step.
 
     Rendered from the model's own chat template with stand-ins, instead of once per prefix, which would be quadratic.
     """
     first, answer, second = (SENTINEL.format(index) for index in range(3))
     question = question.replace(SENTINEL[0], " ")  # else a question could pass for a stand-in
-    opening = [{"type": "text", "text": "### Question:\n"}, {"type": "image"}]
-    opening.append({"type": "text", "text": f"\n{question}\n\n### Solution Process:\n{first}"})
+    image = _user_turn(processor, system)[1]
+    line = _line(image).removeprefix(image)
+    asked = f"{question}\n\n### Solution Process:\n{first}"
+    opening = [{"type": "text", "text": "### Question:\n"}, {"type": "image"}, {"type": "text", "text": line + asked}]
+    if image_first:
+        opening = [{"type": "image"}, {"type": "text", "text": f"{line}### Question:\n{asked}"}]
     turns = [("system", system)] * bool(system) + [("user", opening), ("assistant", answer), ("user", second)]
     messages = [{"role": r, "content": [{"type": "text", "text": c}] if isinstance(c, str) else c} for r, c in turns]
     rendered = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -265,6 +309,7 @@ TEMPLATES = {
     "marker": marker_template,
     "orm": orm_template,
     "judge": judge_template,
+    "process": process_template,
     "chat": chat_template,
     "chat_advantage": chat_template,
 }

@@ -57,7 +57,7 @@ QWEN_CHAT = (
 FACTS = {
     # 56 x 56 pixels in patches of 14, whatever the size
     "llava": Facts(
-        "USER: <image>\nWhich bar? ASSISTANT:", f"{SYSTEM} USER: <image>\n### Question:\n \n",
+        "USER: <image>\nWhich bar? ASSISTANT:", f"{SYSTEM} USER: <image>\n### Question:\n ",
         ("a ASSISTANT:", " + USER: b ASSISTANT:"), dict.fromkeys(SIZES, 16), "<s>", "</s>",
     ),
     # a token is 28 x 28 pixels: 6 x 3; 60 x 130 is rounded to 56 x 140, 2 x 5; at most 1280: 980 x 980, 1988 x 476
@@ -83,7 +83,7 @@ FACTS = {
     # at most 12 tiles and a thumbnail, 4 tokens each: 4 x 2, 1 x 2, 2 x 2, 3 x 3, 4 x 1
     "internvl": Facts(
         "<|im_start|>user\n<IMG_CONTEXT>\nWhich bar?<|im_end|>\n<|im_start|>assistant\n",
-        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n### Question:\n<IMG_CONTEXT>\n\n",
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n### Question:\n<IMG_CONTEXT>\n",
         CHATML_PIECES, dict(zip(SIZES, (9 * 4, 3 * 4, 5 * 4, 10 * 4, 5 * 4), strict=True)), "<|im_start|>",
         "<|im_end|>",
     ),

@@ -23,7 +23,7 @@ FLOORS = [
     | {"interchange", "interchange_text", "label_selection", "policy", "policy_errors", "prm", "training", "packing"}
     | {"launch", "checkpoints"}
     | {"foreign", "interchange_mm_prm", "interchange_records", "interchange_text", "interchange_visualprm"}
-    | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training"},
+    | {"encoding", "objective", "scoring", "critique", "teachers", "critic", "critic_training", "released"},
     {"selection", "refinement", "pools", "benchmark", "comparison", "evaluation", "validation", "labeling_cost"}
     | {"labeling_value", "critique_quality", "refined_pairs", "ablation", "points", "aggregates"}
     | {"modelcheck", "dryrun"},

@@ -1,0 +1,49 @@
+"""PRMs that others trained, scored as they are: the choices that a user makes by name, as a Format.
+
+What a checkpoint saw is seldom published in full, and where it is, training and evaluation differ. So every choice has
+a name in the parameter `formats` of the notebooks: {scorer: {choice: value}}; params/released/ holds what is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from .steps import FORMATS, Format
+
+TEXTS = [field.name for field in fields(Format) if field.name != "kind"]
+CHOICES = ["format", *TEXTS, "system_file", "history", "threshold"]
+FROM_CHECKPOINT = "checkpoint"  # as system_file: the message that the checkpoint's configuration holds
+
+
+def check_choices(formats: Mapping[str, Any]) -> None:
+    """Nothing; ValueError naming the scorer whose choices are none, and what there is to choose."""
+    for name, choices in formats.items():
+        if not isinstance(choices, dict) or set(choices) - set(CHOICES):
+            raise ValueError(f"formats of {name!r} are {choices!r}: choose among {', '.join(CHOICES)}")
+        if choices.get("format") not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise ValueError(f"formats of {name!r}: format is {choices.get('format')!r}, not one of {known}")
+        if not 0 <= float(choices.get("threshold", 0.5)) <= 1:
+            raise ValueError(f"formats of {name!r}: threshold is {choices['threshold']}, a score is from 0 to 1")
+
+
+def read_format(name: str, choices: Mapping[str, Any], config: Any, root: Path) -> tuple[Format, dict[str, str]]:
+    """(format, options of the Scorer) that `choices` make of one of FORMATS.
+
+    `system_file` is a text file below `root`, or "checkpoint": the `system_message` of `config`. ValueError where a
+    choice is unknown, or that message is wanted and not there.
+    """
+    check_choices({name: choices})
+    texts = {key: choices[key] for key in TEXTS if key in choices}
+    if "labels" in texts:
+        texts["labels"] = tuple(texts["labels"])
+    if (source := choices.get("system_file")) == FROM_CHECKPOINT:
+        texts["system"] = getattr(config, "system_message", None) or ""
+        if not texts["system"]:
+            raise ValueError(f"{name}: the configuration has no system_message: set system_file to a text file")
+    elif source:
+        texts["system"] = (root / source).read_text(encoding="utf-8").rstrip("\n")
+    return replace(FORMATS[choices["format"]], **texts), {k: choices[k] for k in ("history",) if k in choices}
