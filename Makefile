@@ -53,7 +53,7 @@ test: $(STAMP)
 	@$(PY) -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 slow: $(STAMP)
-	@echo "make slow: about 30 minutes on 2 cores"
+	@echo "make slow: about 40 minutes on 2 cores"
 	@$(PY) -m pytest -m slow
 
 lab: $(STAMP)
