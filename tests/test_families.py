@@ -218,7 +218,11 @@ def test_a_policy_is_tuned_and_comes_back_from_its_folder(family, tmp_path, lora
         torch.testing.assert_close(again(**inputs).logits, tuned(**inputs).logits, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("weigh", [None, lambda ids: [1.0 + i % 3 for i in ids]], ids=["plain", "weighted"])
+def by_token(ids):
+    return [1.0 + i % 3 for i in ids]
+
+
+@pytest.mark.parametrize("weigh", [None, pytest.param(by_token, marks=pytest.mark.slow)])
 def test_accumulated_updates_are_those_of_the_whole_batch(family, tmp_path, weigh):
     found = []
     for batch_size, n in ((3, 1), (1, 3)):
