@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import benchmark, models, stats, world
+from . import benchmark, stats, world
 from .asking import Generator
 from .benchmark import Benchmark
 from .critic import Critic
@@ -24,14 +24,13 @@ from .critic_training import form_of
 from .engines import is_server, load_fleet
 from .fleet import FleetScorer
 from .grading import verdict
-from .prm import add_marker, load_prm
 from .provenance import project_root
-from .released import check_choices, read_format
+from .released import scorer_at
 from .run import Run, progress
 from .schema import Problem, RecordLog, Scores, Solution, fingerprint
 from .scoring import Scorer
 from .stats import Estimate
-from .steps import FORMATS, MARKER, join
+from .steps import join
 
 FORMAT = 1  # of the score files: a change of what they mean changes their keys
 AT_HALF = 0.5
@@ -94,35 +93,10 @@ def load_scorer(
     one in each of so many workers of a Ray cluster.
     """
     load_options = {"dtype": torch.bfloat16 if bf16 else torch.float32, "trust_remote_code": trust_remote_code}
-    make = partial(_scorer, name, where, locate(run, where), load_options, choices or {}, **options)
+    make = partial(scorer_at, name, where, locate(run, where), load_options, choices or {}, **options)
     scorer = FleetScorer(make, n_workers) if n_workers else make()
     run.model(name, scorer.fingerprint)
     return scorer
-
-
-def _scorer(
-    name: str, where: str, place: str | Path, load_options: Mapping[str, Any], choices: Mapping[str, Any],
-    **options: Any,
-) -> Scorer:  # fmt: skip
-    if isinstance(place, Path) and (place / "prm.json").is_file():
-        if choices:
-            raise ValueError(f"{name} at {where!r} was saved with its format: leave it out of formats")
-        prm = load_prm(place, **load_options)
-        form, model, processor = prm.form, prm.model, prm.processor
-    elif choices:
-        check_choices({name: choices})
-        model, processor = models.load(place, **load_options)
-        form, chosen = read_format(name, choices, model.config, project_root())
-        options |= chosen
-    else:
-        kinds = [kind for kind in FORMATS if name == kind or name.startswith(f"{kind}_")]
-        if not kinds:
-            raise ValueError(f"{name!r} at {where!r} is no trained PRM: name it after one of {', '.join(FORMATS)}")
-        form = FORMATS[max(kinds, key=len)]
-        model, processor = models.load(place, **load_options)
-        if form.marker == MARKER:
-            add_marker(model, processor)
-    return Scorer(form, model, processor, name=name, **options)
 
 
 def scores_to(

@@ -11,7 +11,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from .steps import FORMATS, Format
+from . import models
+from .prm import add_marker, load_prm
+from .provenance import project_root
+from .scoring import Scorer
+from .steps import FORMATS, MARKER, Format
 
 TEXTS = [field.name for field in fields(Format) if field.name != "kind"]
 CHOICES = ["format", *TEXTS, "system_file", "history", "threshold"]
@@ -47,3 +51,33 @@ def read_format(name: str, choices: Mapping[str, Any], config: Any, root: Path) 
     elif source:
         texts["system"] = (root / source).read_text(encoding="utf-8").rstrip("\n")
     return replace(FORMATS[choices["format"]], **texts), {k: choices[k] for k in ("history",) if k in choices}
+
+
+def scorer_at(
+    name: str, where: str, place: str | Path, load_options: Mapping[str, Any], choices: Mapping[str, Any],
+    **options: Any,
+) -> Scorer:  # fmt: skip
+    """The PRM at `place` (`where`, as the user wrote it) as a Scorer called `name`; `options` are Scorer's.
+
+    One saved by `prm.train` knows its format, one that others trained is read by `choices`, and a plain model in the
+    format that `name` begins with. ValueError if none of these fits. `load_options` go to `models.load`.
+    """
+    if isinstance(place, Path) and (place / "prm.json").is_file():
+        if choices:
+            raise ValueError(f"{name} at {where!r} was saved with its format: leave it out of formats")
+        prm = load_prm(place, **load_options)
+        form, model, processor = prm.form, prm.model, prm.processor
+    elif choices:
+        check_choices({name: choices})
+        model, processor = models.load(place, **load_options)
+        form, chosen = read_format(name, choices, model.config, project_root())
+        options |= chosen
+    else:
+        kinds = [kind for kind in FORMATS if name == kind or name.startswith(f"{kind}_")]
+        if not kinds:
+            raise ValueError(f"{name!r} at {where!r} is no trained PRM: name it after one of {', '.join(FORMATS)}")
+        form = FORMATS[max(kinds, key=len)]
+        model, processor = models.load(place, **load_options)
+        if form.marker == MARKER:
+            add_marker(model, processor)
+    return Scorer(form, model, processor, name=name, **options)
