@@ -133,7 +133,7 @@ def write_profile(folder: Path, model: Path, data: Path, url: str) -> None:
             "max_new_tokens": 48,
         },
         "04_prm_training": small | {
-            "model": where, "init": "policy", "score_batch": 8, "gradient_accumulation": 2,
+            "model": where, "init": "policy", "prms": kinds, "score_batch": 8, "gradient_accumulation": 2,
             "epochs": dict.fromkeys(kinds, 1),
         },
         "05_visualprocessbench": {
