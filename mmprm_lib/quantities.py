@@ -84,7 +84,7 @@ def last_tagged(text: str) -> str | None:
     begun, found = dict[str, int](), None
     for tag in _TAG.finditer(text):
         if tag[tag.lastgroup].casefold() not in ("/", "end"):
-            begun.setdefault(tag.lastgroup, tag.end())
+            begun[tag.lastgroup] = tag.end()
         elif (start := begun.pop(tag.lastgroup, None)) is not None:
             found = text[start : tag.start()]
     return None if found is None else found.strip()

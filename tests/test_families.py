@@ -398,7 +398,7 @@ def test_a_critic_is_trained_and_judges(family, tmp_path):
     assert history[-1] == {"n_train": 3, "n_dropped": 0}
     made = [s for s in candidates(family.problems) if len(s.steps) < 3]
     found, again = (
-        {c.solution_id: c for c in critic.Critic(*pair, form="verdict_only").critique(
+        {c.solution_id: c for c in critic.Critic(TransformersGenerator(*pair), "verdict_only").critique(
             family.problems, made, step_tokens=8, judge_all=True)}
         for pair in ((tuned, processor), models.load(tmp_path))
     )  # fmt: skip

@@ -88,7 +88,7 @@ def test_no_rule_on_an_answer_takes_exponential_time(text, quick):
 def test_the_last_complete_box_and_tag_are_found_as_before():
     assert quantities.last_boxed(r"\boxed{1} \boxed {2 \} {3}} \boxed{4") == r"2 \} {3}"
     assert quantities.last_boxed(r"\boxed{\boxed{5}} }") == "5" and quantities.last_boxed(r"\boxed{ \{ ") is None
-    assert quantities.last_tagged("<ANSWER>1<answer>2</answer> </answer><answer>3") == "1<answer>2"
+    assert quantities.last_tagged("<ANSWER>1<answer>2</answer> </answer><answer>3") == "2"
     assert quantities.last_tagged("</answer>") is None
 
 
