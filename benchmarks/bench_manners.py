@@ -61,15 +61,16 @@ def labelled_in_manner(manner: str, model, processor, solutions, problems, args)
     return sum(len(s.steps) for s in solutions) / (time.perf_counter() - start), float(np.mean(right))
 
 
-def ours(generator, solutions, problems, args, seed: int) -> tuple[float, float]:
-    """(labelled steps per second, mean of the labels) of `labels_to`, every step of every solution sampled."""
+def ours(generator, solutions, problems, args, seed: int, chosen: list[Solution]) -> tuple[float, float]:
+    """(labelled steps per second, mean of the labels of `chosen`) of `labels_to`, every step of every solution."""
     options = Options(n_rollouts=args.rollouts, last_step="rollout")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         sampling = Sampling(max_new_tokens=args.max_new_tokens, seed=seed)
         records = labels_to(Path(folder, "l.jsonl"), solutions, list(problems.values()), generator, options, sampling)
-        scores = [score for record in records for score in record.mc_score if score is not None]
-    return len(scores) / (time.perf_counter() - start), float(np.mean(scores))
+        found = {record.solution_id: [score or 0.0 for score in record.mc_score] for record in records}
+    rate = sum(map(len, found.values())) / (time.perf_counter() - start)
+    return rate, float(np.mean([score for s in chosen for score in found[s.solution_id]]))
 
 
 def measure(model, processor, problems: list[Problem], args) -> dict[str, list[tuple[float, float]]]:
@@ -81,7 +82,7 @@ def measure(model, processor, problems: list[Problem], args) -> dict[str, list[t
     found = {"ours": [], "mm_prm": [], "visualprm": []}
     chosen = solutions[:: max(1, len(solutions) // args.few)][: args.few]
     for seed in range(args.rounds):
-        found["ours"].append(ours(generator, solutions, known, args, seed))
+        found["ours"].append(ours(generator, solutions, known, args, seed, chosen))
         for manner in ("mm_prm", "visualprm"):
             torch.manual_seed(seed)
             found[manner].append(labelled_in_manner(manner, model, processor, chosen, known, args))
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded", help="checkpoint folder, hub id, or 'embedded'")
     parser.add_argument("--problems", type=int, default=32)
     parser.add_argument("--n", type=int, default=4, help="solutions per problem")
-    parser.add_argument("--few", type=int, default=8, help="solutions that are labelled in the papers' manner")
+    parser.add_argument("--few", type=int, default=4, help="solutions that are labelled in the papers' manner")
     parser.add_argument("--rollouts", type=int, default=16)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--max-new-tokens", type=int, default=96)
