@@ -127,4 +127,4 @@ def test_units_and_times_are_read_exactly():
 def test_a_long_text_is_read_in_the_time_of_its_length(piece):
     start = time.process_time()
     extract(piece * (200_000 // len(piece)))
-    assert time.process_time() - start < 3  # 0.2 on one quiet core; quadratic time would be minutes
+    assert time.process_time() - start < 10  # 0.2 on one quiet core; quadratic time would be minutes
