@@ -88,8 +88,8 @@ ablations: $(STAMP)
 
 vllm-env: $(VLLM_STAMP)
 
-# On a CPU everything from a lock of its own, with the CPU build of torch, which PyTorch's own index has where the usual
-# one does not; on CUDA vLLM's own build and Ray beside the project's lock.
+# On a CPU everything from a lock of its own, with the CPU build of torch where the index has it, else the usual one with
+# all that it needs; on CUDA vLLM's own build and Ray beside the project's lock.
 $(VLLM_STAMP):
 	@echo "setting up $(VLLM) with vLLM and Ray: some minutes, 4 GB (more with CUDA), once"
 	@"$(PYTHON)" -m venv $(VLLM)

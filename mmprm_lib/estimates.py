@@ -24,7 +24,6 @@ LONG = 4  # times its mean length, a long solution that the KV cache must hold
 GB = 1e9
 
 
-
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a vision-language model that its cost hangs on.
