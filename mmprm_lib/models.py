@@ -193,21 +193,6 @@ def has_bf16(device: torch.device) -> bool:
 
 
 @contextmanager
-def training_attention(model: PreTrainedModel, device: torch.device | None = None) -> Iterator[PreTrainedModel]:
-    """Within the block, attention on a CPU is plain matrix products: the fused kernel's backward pass is far slower.
-
-    `device` is where it trains, that of the model if not given.
-    """
-    before = model.config._attn_implementation
-    if (device or model.device).type == "cpu":
-        model.set_attn_implementation("eager")
-    try:
-        yield model
-    finally:
-        model.set_attn_implementation(before)
-
-
-@contextmanager
 def frozen(towers: Sequence[torch.nn.Module]) -> Iterator[None]:
     """Within the block the modules have no gradients and stay in evaluation mode, whatever `train()` says around them.
 

@@ -195,7 +195,7 @@ def tune(
     # grouped by length, a small corpus would be seen family by family: the loss jumps where a group begins
     arguments.train_sampling_strategy = "random"
     towers = vision_towers(model) if freeze_vision else []
-    with models.frozen(towers), models.training_attention(model, arguments.device):
+    with models.frozen(towers):
         tuned = with_lora(model, lora_rank, None) if lora_rank else model
         kind = TokenTrainer if weigh or not getattr(model, "accepts_loss_kwargs", True) else UpdateTrainer
         trainer = kind(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))

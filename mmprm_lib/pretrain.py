@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .curriculum import KINDS, SKILLS, STAGES, Stage, Writer, pace, rows
-from .models import EMBEDDED, load, new_base, new_processor, training_attention
+from .models import EMBEDDED, load, new_base, new_processor
 
 MIDDLE = 4  # the decoder layer that must already know a value, so that later layers can compare it with the claim
 
@@ -189,8 +189,7 @@ def train(
         callbacks=[watcher],
         optimizers=(optimizer, scheduler),
     )
-    with training_attention(model):
-        trainer.train()
+    trainer.train()
     model = model.to(torch.bfloat16)
     model.save_pretrained(out)
     processor.save_pretrained(out)

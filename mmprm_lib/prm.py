@@ -263,8 +263,7 @@ def train(
     key = trainer.training_key(*shaped) if arguments.save_strategy != "no" else ""
     if key and (again := _finished(output_dir, key, model, processor)):
         return again
-    with models.training_attention(model, arguments.device):
-        trainer.train_from(key)
+    trainer.train_from(key)
     keeper.restore()
     gathered(head)
     best = keeper.best or {}

@@ -220,17 +220,6 @@ def test_a_saved_model_gives_the_same_logits(tmp_path, base):
         assert torch.equal(before, again(**inputs_of(processor)).logits)
 
 
-def test_training_attention_is_plain_inside_and_restored_after(base):
-    before = base.config._attn_implementation
-    assert before != "eager"
-    with models.training_attention(base) as inside:
-        assert inside is base and base.config._attn_implementation == "eager"
-    assert base.config._attn_implementation == before
-    with pytest.raises(RuntimeError, match="out of memory"), models.training_attention(base):
-        raise RuntimeError("out of memory")
-    assert base.config._attn_implementation == before
-
-
 # ---- what is shipped
 
 
