@@ -48,5 +48,6 @@ def keep(path: Path | None, result: dict) -> None:
 if __name__ == "__main__":
     file = Path(sys.argv[1])
     print(bench(file))
-    for told in sorted({f"{v['machine']}; {v['versions']}" for v in json.loads(file.read_text()).values()}):
+    measured = json.loads(file.read_text()).values()
+    for told in sorted({f"{v.get('machine', 'machine not told')}; {v.get('versions', '')}" for v in measured}):
         print(told)
