@@ -21,6 +21,7 @@ from typing import NamedTuple
 from mmprm_lib import estimates, provenance, stages, sweep, workload
 from mmprm_lib.estimates import Estimate
 from mmprm_lib.modelcheck import Found, find, on_hub
+from mmprm_lib.released import FROM_CHECKPOINT
 from mmprm_lib.run import read_manifest
 from mmprm_lib.stages import Stage
 from mmprm_lib.steps import FORMATS
@@ -105,11 +106,19 @@ def inputs(stage: Stage, planned: list[Stage]) -> Iterator[tuple[bool, str]]:
         if any(other.folder == folder and other.name < stage.name for other in planned):
             yield True, f"{name}: this run makes it"
         elif manifest is None:
-            yield False, f"{folder.name} of run {folder.parent.name!r} has not run, and this run does not make it"
+            yield False, f"{folder.name} of run {folder.parent.name!r} has not run, and this run does not make it: " + (
+                _remedy(folder.parent.name, folder.name))  # fmt: skip
         elif output and not any(output == made or output.startswith(f"{made}/") for made in manifest["outputs"]):
             yield False, f"{folder.name} of run {folder.parent.name!r} wrote no {output}"
         else:
             yield True, f"{name}: of run {folder.parent.name!r}"
+
+
+def _remedy(run_name: str, notebook: str) -> str:
+    """The command that makes a notebook's outputs in a run: of the profile of that name, else of some profile."""
+    if (provenance.project_root() / "params" / run_name / f"{notebook}.yaml").is_file():
+        return f"make run PROFILE={run_name} ONLY={notebook[:2]}"
+    return f"make run PROFILE=... RUN_NAME={run_name} ONLY={notebook[:2]}, with a profile that has it"
 
 
 def files(stage: Stage) -> Iterator[tuple[bool, str]]:
@@ -119,13 +128,17 @@ def files(stage: Stage) -> Iterator[tuple[bool, str]]:
         if name and (key != "path" or stage.params["source"] == "files"):
             there = (provenance.project_root() / Path(name).expanduser()).is_file()
             yield there, f"{key} {name}" + ("" if there else ": there is no such file")
+    for name, choices in stage.params.get("formats", {}).items():
+        if (text := choices.get("system_file")) and text != FROM_CHECKPOINT:
+            there = (provenance.project_root() / text).is_file()
+            yield there, f"system_file {text}" + ("" if there else f": write the system message of {name} into it")
 
 
 def services(stage: Stage) -> Iterator[tuple[bool, str]]:
     """(there, words) for packages, keys and servers that a stage's parameters call for."""
     p = stage.params
     wanted = [("vllm", p.get("engine") == "vllm", "make vllm-env"), ("ray", p.get("n_workers"), "make vllm-env")]
-    with_video = [name for name in names_of(stage) if WITH_TORCHVISION.search(name)]
+    with_video = [name for name in names_of(stage) if WITH_TORCHVISION.search(estimates.BASES.get(name, name))]
     wanted.append(("torchvision", with_video, "pip install torchvision, the release of the lock's torch"))
     for package, needed, remedy in wanted:
         if needed:
@@ -206,10 +219,11 @@ def _cost(stage: Stage, run: workload.Run, shape_of: estimates.ShapeOf) -> tuple
 def fits(cost: Estimate, have: Machine) -> tuple[bool, str]:
     """Whether the memory is there, in words; without a GPU the CPU's memory counts."""
     need = f"{cost.n_gpus} x {cost.memory_gb:.1f} GB" if cost.n_gpus > 1 else f"{cost.memory_gb:.1f} GB"
+    need += f", one of {cost.alone_gb:.1f} GB" if cost.alone_gb > cost.memory_gb else ""
     if not have.gpus:
-        enough = cost.memory_gb * cost.n_gpus <= have.memory
+        enough = max(cost.memory_gb * cost.n_gpus, cost.alone_gb) <= have.memory
         return enough, f"memory: needs {need}, no GPU, {have.memory:.0f} GB at hand"
-    enough = sum(gpu >= cost.memory_gb for gpu in have.gpus) >= cost.n_gpus
+    enough = sum(gpu >= cost.memory_gb for gpu in have.gpus) >= cost.n_gpus and max(have.gpus) >= cost.alone_gb
     at_hand = ", ".join(f"{gpu:.0f} GB" for gpu in have.gpus)
     return enough, f"GPU memory: needs {need}, at hand: {at_hand}"
 
@@ -253,8 +267,10 @@ def run(profile: str, only: list[str] | None = None, run_name: str | None = None
     hours, disk = (sum(getattr(t.cost, key) for t in told if t.cost) for key in ("gpu_hours", "disk_gb"))
     far = {each.name: each.shape.n_weights for each in seen.values() if each.shape and each.where in FAR}
     fetched = sum(far.values()) * 2 / 1e9  # in 16 bits, as hubs keep them
-    disk += fetched
-    print(f"in all: {hours:,.1f} GPU hours, {disk:,.1f} GB of disk, {fetched:,.1f} GB of it for models to fetch")
+    scratch = max((t.cost.scratch_gb for t in told if t.cost), default=0.0)
+    disk += fetched + scratch
+    parts = f"{fetched:,.1f} GB of it for models to fetch" + (f", {scratch:,.1f} for checkpoints" if scratch else "")
+    print(f"in all: {hours:,.1f} GPU hours, {disk:,.1f} GB of disk, {parts}")
     if disk > have.disk:
         n_missing += 1
         print(f"  MISSING  disk: {have.disk:,.0f} GB are free")

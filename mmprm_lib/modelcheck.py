@@ -4,6 +4,7 @@ and its words serve the policy, the PRMs and the critics.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from .architecture import vision_towers
 from .critique import verdict_ids
-from .estimates import KNOWN, Shape
+from .estimates import BASES, KNOWN, Shape
 from .models import EMBEDDED
 from .provenance import project_root
 from .schema import Problem
@@ -24,6 +25,8 @@ from .scoring import label_ids
 from .steps import FORMATS, MARKER, TEMPLATES, policy_prompt
 
 CRITIQUE = "critique"  # besides `steps.FORMATS`: what a critic writes
+CONVERT = "python -m mmprm_lib.convert"
+OWN_CODE = {"OpenGVLab/InternVL2_5-8B"}  # models that are published for classes of their own alone
 TIMEOUT_S = 10.0  # for one question to the hub
 SAMPLE = Problem(
     problem_id="sample", question="What is 1 + 2?", image="sample.png", image_sha256="0" * 64, answer="3",
@@ -53,6 +56,14 @@ def find(name: str, revision: str = "", trust_remote_code: bool = False, kinds: 
         source, where = str(folder), "embedded" if name == "embedded" else "a folder"
         if not list(folder.glob("*.safetensors")):
             faults.append(f"{name} holds no .safetensors file: weights in other formats are not read")
+        if has_own_code(folder):
+            faults.append(f"{name} has code of its own: name the folder that {CONVERT} {name} TARGET makes of it")
+            return Found(name, where, KNOWN.get(name), tuple(faults))
+    elif name.startswith("models/"):
+        make = "put it there"
+        if BASES.get(name) in OWN_CODE:
+            make = f"fetch the published one, then {CONVERT} SOURCE {name}"
+        return Found(name, "", KNOWN.get(name), (f"{name}: there is no such checkpoint: {make}",))
     else:
         where, fault = on_hub(name, revision)
         faults += [fault] if fault else []
@@ -67,6 +78,14 @@ def find(name: str, revision: str = "", trust_remote_code: bool = False, kinds: 
         # what comes with a checkpoint may be of any kind: the message says what the loader missed
         return Found(name, where, KNOWN.get(name), (*faults, f"{name} cannot be loaded: {_short(error)}"))
     return Found(name, where, shape, (*faults, *template_faults(name, processor, kinds)))
+
+
+def has_own_code(folder: Path) -> bool:
+    """Whether a folder holds an InternVL checkpoint as it is published, which `convert` reads."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "internvl_chat"
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return False  # whoever loads it says what is wrong with it
 
 
 def on_hub(name: str, revision: str = "", repo_type: str = "model") -> tuple[str, str]:

@@ -165,7 +165,7 @@ def load_processor(
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     except ValueError as error:
         why = f"transformers knows no processor for {path} ({str(error).partition('.')[0]})"
-        raise ValueError(f"{why}: convert a checkpoint with code of its own to the -hf classes first") from error
+        raise ValueError(f"{why}: python -m mmprm_lib.convert makes one of InternVL's own checkpoints") from error
     processor.tokenizer.padding_side = "left"
     return processor
 

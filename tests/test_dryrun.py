@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -118,8 +119,9 @@ def test_what_an_earlier_notebook_must_make_is_there_or_named(root, monkeypatch)
     # 06's default names four PRMs of 04 and the policy of 02, which this profile does not run
     assert dict.fromkeys(dryrun.needed_stages(six)) == dict.fromkeys(["01_data", "02_policy", "04_prm_training"])
     assert [(ok, words) for ok, words in dryrun.inputs(six, everything) if not ok] == [
-        (False, "02_policy of run 'mine' has not run, and this run does not make it")
-    ]
+        (False, "02_policy of run 'mine' has not run, and this run does not make it: "
+                "make run PROFILE=... RUN_NAME=mine ONLY=02, with a profile that has it")
+    ]  # fmt: skip
     folder = root / "results" / "mine" / "02_policy"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"params": {"model": "embedded"}, "outputs": {"other": {}}}))
@@ -135,9 +137,8 @@ def test_an_output_of_another_run_is_looked_for_there(root, monkeypatch):
     monkeypatch.setenv("MMPRM_ROOT", str(root))
     monkeypatch.setenv("MMPRM_RESULTS", str(root / "results"))
     [eight] = stages.plan("mine")[0]
-    assert (False, "07_generative_prm of run 'other' has not run, and this run does not make it") in list(
-        dryrun.inputs(eight, [eight])
-    )
+    (said,) = [words for ok, words in dryrun.inputs(eight, [eight]) if "run 'other'" in words and not ok]
+    assert said.startswith("07_generative_prm of run 'other' has not run, and this run does not make it: make run")
     folder = root / "results" / "other" / "07_generative_prm"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps({"params": {}, "outputs": {"critique": {}}}))
@@ -195,6 +196,33 @@ def test_a_model_that_is_there_is_counted_and_its_templates_are_tried(tmp_path):
     assert [fault.split(": ")[0].rpartition(", ")[2] for fault in found.faults] == ["chat", "chat_advantage"]
 
 
+@pytest.mark.parametrize("name", ["visualprm_8b", "visualprm_8b_v1_1", "mm_prm_8b", "bis_qwen2_5_vl", "vl_prm_7b"])
+def test_for_a_released_prm_its_size_is_known_and_what_to_do_first_is_told(name, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert dryrun.run(f"released/{name}") == 1
+    said = capsys.readouterr().out
+    [[folder]] = {tuple(s.params["prms"].values()) for s in stages.plan(f"released/{name}")[0]}
+    own_code = name in ("visualprm_8b", "visualprm_8b_v1_1", "mm_prm_8b")
+    convert = f"fetch the published one, then python -m mmprm_lib.convert SOURCE {folder}"
+    remedy = convert if own_code else "put it there"
+    assert said.count(f"MISSING  {folder}: there is no such checkpoint: {remedy}") == 2
+    assert said.count("make run PROFILE=paper ONLY=01") == 1 and "cost not known" not in said
+    # all 2,866 solutions with their image, through 8 billion weights
+    assert re.search(r"05_visualprocessbench: [\d.]+ million tokens read, 0\.\d GPU hours, 1[6-9]\.\d GB of GPU", said)
+    asked = "system_file models/VL-PRM-7B-system.txt: write the system message of vl_prm into it"
+    assert (asked in said) is (name == "vl_prm_7b")
+
+
+def test_a_checkpoint_with_code_of_its_own_is_named_with_the_command_for_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "internvl_chat", "auto_map": {"AutoConfig": "x.X"}}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    found = modelcheck.find(str(tmp_path))
+    command = f"python -m mmprm_lib.convert {tmp_path} TARGET"
+    assert found.faults == (f"{tmp_path} has code of its own: name the folder that {command} makes of it",)
+    (tmp_path / "config.json").write_text("[")
+    assert not modelcheck.has_own_code(tmp_path)
+
+
 def test_memory_is_held_against_what_is_at_hand():
     need = Estimate(memory_gb=30.0, n_gpus=2)
     words = "GPU memory: needs 2 x 30.0 GB, at hand: 80 GB, 80 GB"
@@ -203,6 +231,11 @@ def test_memory_is_held_against_what_is_at_hand():
     assert not dryrun.fits(need, Machine((80.0,), 500, 1))[0]
     assert dryrun.fits(need, Machine((), 64, 1)) == (True, "memory: needs 2 x 30.0 GB, no GPU, 64 GB at hand")
     assert not dryrun.fits(need, Machine((), 59, 1))[0]
+    one = Estimate(memory_gb=30.0, n_gpus=2, alone_gb=70.0)  # two train together, one must hold the model to score
+    assert dryrun.fits(one, Machine((80.0, 40.0), 1, 1))[0] and not dryrun.fits(one, Machine((60.0, 60.0), 1, 1))[0]
+    assert dryrun.fits(one, Machine((), 69, 1)) == (
+        False, "memory: needs 2 x 30.0 GB, one of 70.0 GB, no GPU, 69 GB at hand"
+    )  # fmt: skip
 
 
 def test_a_run_that_nobody_has_timed_says_its_cost_before_it_starts(root):

@@ -1,10 +1,11 @@
 """Estimates of cost against arithmetic by hand, published sizes on the meta device, and what was run."""
 
 import json
+from dataclasses import astuple
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, InternVLConfig, Qwen2_5_VLConfig
+from transformers import AutoModelForImageTextToText, InternVLConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from mmprm_lib import estimates, stages, workload
 from mmprm_lib.architecture import vision_towers
@@ -74,11 +75,17 @@ def test_the_memory_of_training_by_hand():
     # the inputs of ten layers in 2 bytes, and one whole layer
     less = p | {"gradient_checkpointing": True}
     assert estimates.training_gb(plain(), less, 500, 4, logits=False) == pytest.approx(16 + 0.02 + 0.034)
-    shared = p | {"fsdp": "full_shard", "n_processes": 4}
-    assert estimates.training_gb(plain(), shared, 500, 4, logits=False) == pytest.approx(4 + 0.34)
+    # shares of 16 bytes a weight, whatever they are kept in; whole: 2 x 2,000 x 1,000 weights of embeddings and head
+    # with gradients, 2 bytes each, and two layers of (10^9 - 4 x 10^6) / 10 weights
+    shared = p | {"fsdp": True, "n_processes": 4}
+    for weight_bytes in (2, 4):
+        found = estimates.training_gb(plain(), shared, 500, weight_bytes, logits=False)
+        assert found == pytest.approx(4 + 0.016 + 0.3984 + 0.34)
     # LoRA: the weights, and 16 bytes for each of rank 8 x 10 layers x 22 widths
     small = estimates.training_gb(plain(), p | {"lora_rank": 8}, 500, 4, logits=False)
     assert small == pytest.approx(4.36816, abs=1e-5)
+    assert estimates.learning_gb(plain(), p | {"lora_rank": 8}, 4) == pytest.approx(0.02816)
+    assert estimates.learning_gb(half, p, 2) == 4 and estimates.learning_gb(half, shared, 2) == 8
 
 
 def test_what_is_made_from_a_model_is_as_large_as_it():
@@ -105,23 +112,52 @@ def test_the_words_of_an_estimate():
     )
 
 
-# The published configurations, as far as sizes hang on them.
-QWEN_TEXT = {"hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28, "num_attention_heads": 28,
-             "num_key_value_heads": 4, "tie_word_embeddings": False}  # fmt: skip
+# The published configurations, as far as sizes hang on them: width, inner width, layers, heads, key heads, vocabulary.
+def text(width, inner, layers, heads, kv_heads, vocab, **more):
+    more |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "tie_word_embeddings": False}
+    return {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": vocab, **more}
+
+
+VIT_300M = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+            "attention_bias": True, "image_size": [448, 448], "patch_size": [14, 14]}  # fmt: skip
+VIT_6B = {**VIT_300M, "hidden_size": 3200, "intermediate_size": 12_800, "num_hidden_layers": 45, "use_qk_norm": True,
+          "attention_bias": False, "num_attention_heads": 25, "norm_type": "rms_norm"}  # fmt: skip
+
+
+def internvl(sizes, vision=VIT_300M, kind="qwen2"):
+    vision = {"model_type": "internvl_vision", **vision}
+    return InternVLConfig(tie_word_embeddings=False, text_config={"model_type": kind, **sizes}, vision_config=vision)
+
+
+def qwen2_5_vl(sizes, inner, tied=False):
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": inner, "num_heads": 16}
+    return Qwen2_5_VLConfig(
+        tie_word_embeddings=tied, text_config=sizes | {"tie_word_embeddings": tied},
+        vision_config=vision | {"out_hidden_size": sizes["hidden_size"]},
+    )  # fmt: skip
+
+
+def qwen3_vl(sizes):
+    vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "patch_size": 16,
+              "deepstack_visual_indexes": [8, 16, 24], "num_position_embeddings": 2304}  # fmt: skip
+    return Qwen3VLConfig(
+        tie_word_embeddings=False, text_config=sizes, vision_config=vision | {"out_hidden_size": sizes["hidden_size"]}
+    )
+
+
 PUBLISHED = {
-    "OpenGVLab/InternVL3-8B-hf": InternVLConfig(
-        tie_word_embeddings=False,
-        text_config={"model_type": "qwen2", "vocab_size": 151_674, **QWEN_TEXT},
-        vision_config={"model_type": "internvl_vision", "hidden_size": 1024, "intermediate_size": 4096,
-                       "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": [448, 448],
-                       "patch_size": [14, 14], "attention_bias": True},
-    ),
-    "Qwen/Qwen2.5-VL-7B-Instruct": Qwen2_5_VLConfig(
-        text_config={"vocab_size": 152_064, **QWEN_TEXT},
-        vision_config={"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
-                       "out_hidden_size": 3584},
-    ),
-}  # fmt: skip
+    "OpenGVLab/InternVL2_5-8B": internvl(text(4096, 14_336, 32, 32, 8, 92_553), kind="llama"),
+    "OpenGVLab/InternVL3-1B-hf": internvl(text(896, 4864, 24, 14, 2, 151_674)),
+    "OpenGVLab/InternVL3-2B-hf": internvl(text(1536, 8960, 28, 12, 2, 151_674)),
+    "OpenGVLab/InternVL3-8B-hf": internvl(text(3584, 18_944, 28, 28, 4, 151_674)),
+    "OpenGVLab/InternVL3-38B-hf": internvl(text(5120, 27_648, 64, 40, 8, 151_674), VIT_6B),
+    "OpenGVLab/InternVL3-78B-hf": internvl(text(8192, 29_568, 80, 64, 8, 151_674), VIT_6B),
+    "Qwen/Qwen2.5-VL-3B-Instruct": qwen2_5_vl(text(2048, 11_008, 36, 16, 2, 151_936), 3420, tied=True),
+    "Qwen/Qwen2.5-VL-7B-Instruct": qwen2_5_vl(text(3584, 18_944, 28, 28, 4, 152_064), 3420),
+    "Qwen/Qwen2.5-VL-32B-Instruct": qwen2_5_vl(text(5120, 27_648, 64, 40, 8, 152_064), 3456),
+    "Qwen/Qwen2.5-VL-72B-Instruct": qwen2_5_vl(text(8192, 29_568, 80, 64, 8, 152_064), 3456),
+    "Qwen/Qwen3-VL-8B-Instruct": qwen3_vl(text(4096, 12_288, 36, 32, 8, 151_936, head_dim=128)),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -129,12 +165,15 @@ def test_the_known_sizes_are_those_of_the_architecture(name):
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(PUBLISHED[name])
     n_vision = sum(p.numel() for tower in vision_towers(model) for p in tower.parameters())
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(KNOWN[name].n_weights, rel=0.005)
-    assert n_vision == pytest.approx(KNOWN[name].n_vision, rel=0.01)
-    text = model.config.text_config
-    known = KNOWN[name]
-    assert (text.num_hidden_layers, text.hidden_size) == (known.layers, known.width)
-    assert (text.vocab_size, text.num_key_value_heads * 128) == (known.vocab, known.kv_width)
+    sizes, known = model.config.text_config, KNOWN[name]
+    head = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
+    assert (sum(p.numel() for p in model.parameters()), n_vision, sizes.num_hidden_layers, sizes.hidden_size,
+            sizes.vocab_size, sizes.num_key_value_heads * head) == astuple(known)[:6]  # fmt: skip
+
+
+def test_every_size_is_counted_here_or_that_of_a_base_that_is():
+    assert set(KNOWN) == {"embedded", *PUBLISHED, *estimates.BASES}
+    assert all(KNOWN[name] == KNOWN[base] for name, base in estimates.BASES.items())
 
 
 def test_the_embedded_model_is_as_large_as_it_is_said_to_be():
@@ -173,6 +212,29 @@ def test_what_the_papers_ran_has_a_cost_before_anything_is_fetched(profile):
         assert list(costs) == list(RUN), "every notebook has its parameters"
         # 7,500 + 500 problems, 4 solutions of 190 tokens, 16 x (4.6 x 95 + 1) tokens of rollouts each
         assert costs["03_mc_labeling"].written == pytest.approx(8000 * 4 * (190 + 7008))
+
+
+@pytest.mark.parametrize(
+    ("profile", "each", "alone"),
+    [("paper", 30, 35), ("paper_38b", 80, 77), ("paper_38b_lora", 20, 77), ("paper_72b", 170, 145),
+     ("paper_72b_lora", 40, 145), ("paper_8b_lora", 12, 16)],
+)  # fmt: skip
+def test_memory_of_training_is_what_the_files_say(profile, each, alone):
+    """GB of each of eight GPUs, and of the one that scores, by the arithmetic in the files' first lines."""
+    planned = stages.plan(profile)[0]
+    [stage] = [s for s in planned if s.name == "04_prm_training"]
+    found = estimates.estimate(stage.name, stages.run_of(stage, planned), KNOWN.get)
+    assert found.n_gpus == 8 and each / 1.6 < found.memory_gb < each * 1.05
+    if profile != "paper":
+        assert alone <= found.alone_gb < alone * 1.15
+    assert ("GPU hours not known" in found.words()) is (profile != "paper")
+
+
+def test_a_model_that_is_trained_need_not_be_the_one_that_generates():
+    planned = stages.plan("paper")[0]
+    [stage] = [s for s in planned if s.name == "12_labeling_cost"]
+    found = estimates.estimate(stage.name, stages.run_of(stage, planned), KNOWN.get)
+    assert stage.params["start"] == "OpenGVLab/InternVL3-2B-hf" and 60 < found.memory_gb < 80  # "fit into 80 GB"
 
 
 def test_a_stage_knows_the_parameters_of_the_runs_that_it_reads():

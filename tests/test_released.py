@@ -225,7 +225,7 @@ def test_code_of_a_checkpoint_does_not_run_unless_the_user_says_so(tmp_path):
         {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}}
     ))  # fmt: skip
     (folder / "theirs.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Config: pass\n")
-    with pytest.raises(ValueError, match="convert a checkpoint with code of its own to the -hf classes first"):
+    with pytest.raises(ValueError, match="python -m mmprm_lib.convert makes one of InternVL's own"):
         models.load(folder)
     assert not ran.exists()
     with pytest.raises(AttributeError):  # this code is of no use, but it ran
