@@ -115,6 +115,11 @@ def is_served(p: Mapping[str, Any]) -> bool:
     return str(p.get("engine", "")).startswith(("http://", "https://"))
 
 
+def n_processes(p: Mapping[str, Any]) -> int:
+    """How many processes train together, on all machines."""
+    return p.get("n_processes", 1) * p.get("n_machines", 1)
+
+
 def training_gb(shape: Shape, p: Mapping[str, Any], row: float, weight_bytes: int, logits: bool) -> float:
     """GB of a device in training: weights, gradients, AdamW's two moments, activations, and logits if they are taken.
 
@@ -130,7 +135,7 @@ def training_gb(shape: Shape, p: Mapping[str, Any], row: float, weight_bytes: in
     else:
         state = shape.n_weights * weight_bytes + learnt * 3 * weight_bytes
     if p.get("fsdp"):
-        state /= p.get("n_processes", 1)
+        state /= n_processes(p)
     tokens = p["batch_size"] * row
     kept = tokens * shape.width * shape.layers
     one = ACTIVATION_BYTES * tokens * shape.width
@@ -182,6 +187,6 @@ def estimate(name: str, run: Run, shape_of: ShapeOf) -> Estimate:
     kept = n_kept * main.n_weights * _weight_bytes(name, p)
     return Estimate(
         done.written, done.read, done.trained, done.calls, flops * main.n_weights / PEAK_FLOPS / 3600,
-        memory_gb(name, run, main), max(p.get("n_processes", 1), p.get("n_workers", 0), 1),
+        memory_gb(name, run, main), max(n_processes(p), p.get("n_workers", 0), 1),
         (done.n_bytes + kept) / GB,
     )  # fmt: skip

@@ -76,6 +76,8 @@ def test_the_memory_of_training_by_hand():
     assert estimates.training_gb(plain(), less, 500, 4, logits=False) == pytest.approx(16 + 0.02 + 0.034)
     shared = p | {"fsdp": "full_shard", "n_processes": 4}
     assert estimates.training_gb(plain(), shared, 500, 4, logits=False) == pytest.approx(4 + 0.34)
+    spread = shared | {"n_machines": 2}
+    assert estimates.training_gb(plain(), spread, 500, 4, logits=False) == pytest.approx(2 + 0.34)
     # LoRA: the weights, and 16 bytes for each of rank 8 x 10 layers x 22 widths
     small = estimates.training_gb(plain(), p | {"lora_rank": 8}, 500, 4, logits=False)
     assert small == pytest.approx(4.36816, abs=1e-5)
