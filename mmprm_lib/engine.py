@@ -79,8 +79,9 @@ class VllmGenerator:
     `model`: a checkpoint folder, a hub id, or "embedded". A request passes its image once, however many samples are
     drawn, and prompts that begin alike share their cache (prefix caching). A sample depends on the seed, the request's
     key and its own number; other requests in the batch may change a logit in its last digits. `options` go to
-    `vllm.LLM` (dtype, tensor_parallel_size, max_model_len, gpu_memory_utilization, ...). With ChoiceSampling a text is
-    asked for in pieces (see `pieces`), of which the prefix cache keeps what both have in common.
+    `vllm.LLM` (dtype, tensor_parallel_size, max_model_len, gpu_memory_utilization, ...). Only safetensors are read:
+    ValueError for a folder without them. With ChoiceSampling a text is asked for in pieces (see `pieces`), of which the
+    prefix cache keeps what both have in common.
     """
 
     def __init__(
@@ -96,6 +97,8 @@ class VllmGenerator:
             raise ImportError(f"no vLLM in this environment ({error}): make vllm-env makes one") from None
         source = str(models.EMBEDDED if str(model) == "embedded" else model)
         models.check_index(Path(source))
+        if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):  # vLLM would unpickle .bin files
+            raise ValueError(f"{source} holds no .safetensors file, and nothing else is read: convert its weights")
         code = {"trust_remote_code": trust_remote_code, "revision": revision}
         self.processor = AutoProcessor.from_pretrained(source, **code)
         self.tokenizer, self.in_flight, self.name = self.processor.tokenizer, in_flight, name or Path(source).name
@@ -106,7 +109,8 @@ class VllmGenerator:
         settings |= {"disable_log_stats": True, "seed": 0, **options}
         self._shaping = {"vllm": vllm.__version__, "revision": revision} | {k: str(v) for k, v in settings.items()}
         self._folder = tempfile.TemporaryDirectory(prefix="mmprm_vllm_")
-        self._llm = vllm.LLM(model=readable(source, Path(self._folder.name)), **code, **settings)
+        files = {"model": readable(source, Path(self._folder.name)), "load_format": "safetensors"}
+        self._llm = vllm.LLM(**files, **code, **settings)
         self.context = int(self._llm.llm_engine.model_config.max_model_len)
 
     def __enter__(self) -> VllmGenerator:

@@ -135,6 +135,11 @@ def is_served(p: Mapping[str, Any]) -> bool:
     return str(p.get("engine", "")).startswith(("http://", "https://"))
 
 
+def n_processes(p: Mapping[str, Any]) -> int:
+    """How many processes train together, on all machines."""
+    return p.get("n_processes", 1) * p.get("n_machines", 1)
+
+
 def training_gb(shape: Shape, p: Mapping[str, Any], row: float, weight_bytes: int, logits: bool) -> float:
     """GB of each device in training: weights, gradients, AdamW's two moments, activations, and logits if any are taken.
 
@@ -147,7 +152,7 @@ def training_gb(shape: Shape, p: Mapping[str, Any], row: float, weight_bytes: in
     state = learning_gb(shape, p, weight_bytes) * GB + fixed * weight_bytes
     if p.get("fsdp"):
         layer = (shape.n_weights - shape.n_vision - whole) / shape.layers
-        state = state / p.get("n_processes", 1) + whole * (2 if p.get("lora_rank") else 4) + 2 * layer * 2
+        state = state / n_processes(p) + whole * (2 if p.get("lora_rank") else 4) + 2 * layer * 2
     tokens = p["batch_size"] * row
     kept = tokens * shape.width * shape.layers
     one = ACTIVATION_BYTES * tokens * shape.width
@@ -219,10 +224,10 @@ def estimate(name: str, run: Run, shape_of: ShapeOf) -> Estimate:
     n_kept = len(p["epochs"]) if name[:2] == "07" else n_kept
     kept = n_kept * main.n_weights * _weight_bytes(name, p)
     training, alone = memory_gb(name, run, shapes)
-    several = p.get("n_processes", 1) > 1 and training > 0
+    several = n_processes(p) > 1 and training > 0
     scratch = 2 * learning_gb(main, p, _weight_bytes(name, p)) if training and p.get("save_steps") else 0.0
     return Estimate(
         done.written, done.read, done.trained, done.calls, flops * main.n_weights / PEAK_FLOPS / 3600,
-        training if several else max(training, alone), max(p.get("n_processes", 1), p.get("n_workers", 0), 1),
+        training if several else max(training, alone), max(n_processes(p), p.get("n_workers", 0), 1),
         (done.n_bytes + kept) / GB, alone if several else 0.0, scratch,
     )  # fmt: skip

@@ -1,13 +1,10 @@
-"""A fleet: one engine per worker of a Ray cluster, for sampling and scoring. Ray schedules, restarts and retries.
+"""A fleet: one engine per worker of a Ray cluster, for sampling and scoring. Ray places the workers and restarts them.
 
-The cluster is the one that RAY_ADDRESS names or that `ray start` has started on this machine, else a local one that
-ends with this process. Its machines need the project's environment, and see the run's folder under the same path.
+`machines` says which cluster that is.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -16,11 +13,12 @@ from typing import Any
 
 from .asking import Finished, More, Request, follows, nothing_more
 from .decoding import Sampling
+from .machines import START_S, join
 from .schema import Problem, Scores
 
 IN_FLIGHT = 2  # tasks of a worker: one that it works on, and the next
 RETRIES = 3  # of a task whose worker died: a request that kills whoever takes it must not do so for ever
-START_S = 1800  # until the first worker must be there: it waits for a free place, then loads its model
+AWAY = 1000  # the load of a worker that died, until it is back
 SEQUENCES = 1024  # of a task: two of an engine's batches, so that its end, where the batch runs empty, costs little
 
 
@@ -51,27 +49,22 @@ class Fleet:
     """`n_workers` processes of a Ray cluster that each hold what `make` makes; a context manager, or call `close`.
 
     `make` takes no arguments and can be sent to another machine (a `functools.partial` of a library function). Every
-    worker has a GPU of its own where the cluster has any, and an even share of a machine's cores. A worker that dies is
-    started again, and what it had been asked is asked again. ValueError if the cluster cannot hold so many;
-    TimeoutError if others hold its places for too long.
+    worker has a GPU of its own where the cluster has any, and an even share of a machine's cores. A worker that dies,
+    as when its machine is lost, is started again where a place is free, and the others are asked meanwhile what it had
+    been asked. ValueError if the cluster cannot hold so many; TimeoutError if others hold its places for too long.
     """
 
     def __init__(self, make: Callable[[], Any], n_workers: int) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise ImportError(f"no Ray in this environment ({error}): make vllm-env makes one") from None
-        self._ray, self.n_workers = ray, n_workers
-        if not ray.is_initialized():
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        ray = self._ray = join()
+        self.n_workers = n_workers
+        self._lost = ray.exceptions.RayActorError, ray.exceptions.ObjectLostError
         n_cores, n_gpus = share_of([n["Resources"] for n in ray.nodes() if n["Alive"]], n_workers)
-        options = {"num_cpus": n_cores, "num_gpus": n_gpus, "max_restarts": -1, "max_task_retries": RETRIES}
+        options = {"num_cpus": n_cores, "num_gpus": n_gpus, "max_restarts": -1}
         environment = {"env_vars": {"OMP_NUM_THREADS": str(n_cores)}}
         worker = ray.remote(**options, runtime_env=environment)(_Worker)
         self.workers = [worker.remote(make) for _ in range(n_workers)]
         try:
-            self.name, self.fingerprint = ray.get(self.workers[0].names.remote(), timeout=START_S)
+            self.name, self.fingerprint = ray.get(self._ready(0), timeout=START_S)
         except Exception as error:  # whatever it is, no worker is left behind
             self.close()
             if isinstance(error, ray.exceptions.GetTimeoutError):
@@ -90,26 +83,45 @@ class Fleet:
             self._ray.kill(worker)
         self.workers = []
 
+    def _ready(self, place: int) -> Any:
+        """What Ray gives the worker's names for, as soon as it is there and has loaded its model, again or at first."""
+        return self.workers[place].names.options(max_task_retries=RETRIES).remote()
+
     def spread(self, method: str, next_job: Callable[[], tuple | None]) -> Iterator[tuple[int, Any]]:
         """(number of the job, what the workers' method made of it), as they finish; a job is a tuple of arguments.
 
         Jobs are asked for as workers have room for them; where there is none now (None), there may be one after the
-        next that is done. What a method raises is raised here.
+        next that is done. What a method raises is raised here; what died with its worker goes to the next with room.
         """
         if not self.workers:
             raise ValueError(f"the fleet of {self.name!r} is closed: make a new one")
-        flying, load, n_begun = dict[Any, tuple[int, int]](), [0] * self.n_workers, 0
+        # by Ray's reference: (worker, its load by this, (number, job, retries left)), or no task but a worker's return
+        flying, load, due, n_begun = dict[Any, tuple](), [0] * self.n_workers, deque[tuple](), 0
         while True:
-            while min(load) < IN_FLIGHT and (job := next_job()):
-                place = load.index(min(load))
-                flying[getattr(self.workers[place], method).remote(*job)] = (n_begun, place)
-                load[place], n_begun = load[place] + 1, n_begun + 1
-            if not flying:
+            while min(load) < IN_FLIGHT and (due or (job := next_job())):
+                if not due:
+                    due.append((n_begun, job, RETRIES))
+                    n_begun += 1
+                place, task = load.index(min(load)), due.popleft()
+                flying[getattr(self.workers[place], method).remote(*task[1])] = place, 1, task
+                load[place] += 1
+            if not due and not any(task for _, _, task in flying.values()):
                 return
             [done], _ = self._ray.wait(list(flying), num_returns=1)
-            number, place = flying.pop(done)
-            load[place] -= 1
-            yield number, self._ray.get(done)
+            place, weight, task = flying.pop(done)
+            load[place] -= weight
+            try:
+                found = self._ray.get(done)
+            except self._lost:
+                if not task or not task[2]:
+                    raise
+                due.append((*task[:2], task[2] - 1))
+                if load[place] < AWAY:
+                    flying[self._ready(place)] = place, AWAY, None
+                    load[place] += AWAY
+                continue
+            if task:
+                yield task[0], found
 
 
 def share_of(nodes: Sequence[dict[str, float]], n_workers: int) -> tuple[int, int]:

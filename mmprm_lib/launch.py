@@ -1,17 +1,17 @@
 """Training in one process or in several, a GPU each: the same call, made by torchrun in each of them.
 
-Each function runs `python -m torch.distributed.run --standalone --nproc-per-node N -m mmprm_lib.launch FOLDER`, whose
-folder holds the arguments; torchrun's own options (--nnodes, --rdzv-endpoint, ...) spread the same command over
-machines. `batch_size` is that of each process, so an update takes as many times the rows. With `fsdp` the processes
-share one copy of weights, gradients and moments; the first alone reads the checkpoint. `start_options` go to
-`models.load`. RuntimeError with what the processes said if one fails; ValueError for fewer than one.
+With `n_processes` above 1 torchrun runs `python -m mmprm_lib.launch FOLDER` as often, whose folder holds the arguments;
+with `n_machines` above 1 so many machines of a Ray cluster do so together, and the folder lies beside the output, on a
+file system that they share. `batch_size` is that of each process, so an update takes as many times the rows. With
+`fsdp` the processes share one copy of weights, gradients and moments; the first alone reads the checkpoint.
+`start_options` go to `models.load`. RuntimeError with what the processes said if one fails; ValueError for fewer than
+one, and for more machines than there are.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from . import critic_training, models, policy, prm
+from . import critic_training, machines, models, policy, prm
 from .critique import TeacherCritique
 from .prm import TrainedPRM
 from .run import write_json
@@ -34,56 +34,57 @@ Tuned = tuple[Any, Any, list[dict]]  # model, processor, history
 
 def train(
     kind: str, records: Sequence[StepLabels | Solution], problems: Sequence[Problem], start: str | Path,
-    output_dir: str | Path, *, n_processes: int = 1, start_options: Mapping[str, Any] | None = None,
-    eval_records: Sequence[StepLabels | Solution] = (), **settings: Any,
+    output_dir: str | Path, *, n_processes: int = 1, n_machines: int = 1,
+    start_options: Mapping[str, Any] | None = None, eval_records: Sequence[StepLabels | Solution] = (), **settings: Any,
 ) -> TrainedPRM:  # fmt: skip
     """The PRM of `prm.train` from the checkpoint at `start`, trained in `n_processes`."""
     options = dict(start_options or {})
-    if _alone(n_processes, settings):
+    if _alone((n_machines, n_processes), settings):
         model, processor = models.load(start, **options)
         return prm.train(
             kind, records, problems, model, processor, output_dir, eval_records=eval_records or None, **settings
         )
     job = {"what": "prm", "start": str(start), "options": options, "settings": {"kind": kind, **settings}}
-    _torchrun(n_processes, job, output_dir, problems, {"records": records, "eval_records": eval_records})
+    _torchrun((n_machines, n_processes), job, output_dir, problems, {"records": records, "eval_records": eval_records})
     return prm.load_prm(output_dir, **options)
 
 
 def tune_policy(
     pairs: Sequence[policy.Pair], start: str | Path, output_dir: str | Path, *, n_processes: int = 1,
-    start_options: Mapping[str, Any] | None = None, **settings: Any,
+    n_machines: int = 1, start_options: Mapping[str, Any] | None = None, **settings: Any,
 ) -> Tuned:  # fmt: skip
     """(model, processor, history) of `policy.fine_tuned` from the checkpoint at `start`, in `n_processes`."""
     job = {"what": "policy", "start": str(start), "options": dict(start_options or {}), "settings": settings}
-    if _alone(n_processes, settings):
+    if _alone((n_machines, n_processes), settings):
         return _policy(job, output_dir, pairs)
     problems = {p.problem_id: p for p, _ in pairs}
     lines = [json.dumps([p.problem_id, steps]) for p, steps in pairs]
-    _torchrun(n_processes, job, output_dir, list(problems.values()), {}, lines)
+    _torchrun((n_machines, n_processes), job, output_dir, list(problems.values()), {}, lines)
     return _saved(job, output_dir)
 
 
 def train_critic(
     records: Sequence[TeacherCritique], problems: Iterable[Problem], start: str | Path, output_dir: str | Path,
-    form: str = "critique", *, n_processes: int = 1, start_options: Mapping[str, Any] | None = None, **settings: Any,
+    form: str = "critique", *, n_processes: int = 1, n_machines: int = 1,
+    start_options: Mapping[str, Any] | None = None, **settings: Any,
 ) -> Tuned:  # fmt: skip
     """(model, processor, history) of `critic_training.train` from the checkpoint at `start`, in `n_processes`."""
     settings = {"form": form, **settings}
     job = {"what": "critic", "start": str(start), "options": dict(start_options or {}), "settings": settings}
-    if _alone(n_processes, settings):
+    if _alone((n_machines, n_processes), settings):
         return _critic(job, output_dir, records, problems)
     known = {p.problem_id: p for p in problems}
     wanted = [known[name] for name in dict.fromkeys(r.problem_id for r in records)]
-    _torchrun(n_processes, job, output_dir, wanted, {"records": records})
+    _torchrun((n_machines, n_processes), job, output_dir, wanted, {"records": records})
     return _saved(job, output_dir)
 
 
-def _alone(n_processes: int, settings: Mapping[str, Any]) -> bool:
-    if n_processes < 1:
-        raise ValueError(f"n_processes is {n_processes}: give at least 1")
-    if n_processes == 1 and settings.get("fsdp"):
+def _alone(sizes: tuple[int, int], settings: Mapping[str, Any]) -> bool:
+    if min(sizes) < 1:
+        raise ValueError(f"n_machines is {sizes[0]}, n_processes is {sizes[1]}: give at least 1")
+    if sizes == (1, 1) and settings.get("fsdp"):
         raise ValueError("fsdp shares a model among processes: set n_processes to 2 or more")
-    return n_processes == 1
+    return sizes == (1, 1)
 
 
 def _policy(job: Mapping[str, Any], output_dir: str | Path, pairs: Sequence[policy.Pair]) -> Tuned:
@@ -111,33 +112,28 @@ def _saved(job: Mapping[str, Any], output_dir: str | Path) -> Tuned:
 
 
 def _torchrun(
-    n_processes: int, job: Mapping[str, Any], output_dir: str | Path, problems: Sequence[Problem],
+    sizes: tuple[int, int], job: Mapping[str, Any], output_dir: str | Path, problems: Sequence[Problem],
     tables: Mapping[str, Sequence[Record]], pairs: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Nothing; the job, written into a folder, is done by `work` in all processes."""
+    """Nothing; the job, written into a folder, is done by `work` in all processes. sizes: machines, processes each."""
     roots = {str(p._root.resolve()) for p in problems if p._root is not None}
     if len(roots) != 1:
         raise ValueError(f"the problems' images lie in {len(roots)} folders: give problems of one file")
     named = {"output_dir": str(Path(output_dir).resolve()), "root": roots.pop()}
     named |= {"tables": {name: type(rows[0]).__name__ for name, rows in tables.items() if rows}}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes)]
-    threads = max(1, (os.cpu_count() or 1) // n_processes)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    tether, mine = os.pipe()  # what the processes read from ends when this one does, however that comes
-    pipes = {"stdin": tether, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with tempfile.TemporaryDirectory(prefix="mmprm_train_") as name:
+    near = Path(named["output_dir"]).parent if sizes[0] > 1 else None  # where the other machines find it, too
+    if near:
+        near.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".train_", dir=near) as name:
         folder = Path(name)
         for table, rows in {**tables, "problems": problems}.items():
             write_records(folder / f"{table}.jsonl", list(rows))
         write_bytes(folder / "pairs.jsonl", [f"{line}\n".encode() for line in pairs])
         write_json(folder / "job.json", {**job, **named})
-        try:
-            done = subprocess.run([*command, "-m", "mmprm_lib.launch", name], env=environment, check=False, **pipes)
-        finally:
-            os.close(tether)
-            os.close(mine)
-    if done.returncode:
-        raise RuntimeError(f"training in {n_processes} processes failed:\n{done.stdout[-3000:]}")
+        if near:
+            machines.torchrun_on(*sizes, "-m", "mmprm_lib.launch", name)
+        else:
+            machines.torchrun(sizes[1], "--standalone", "-m", "mmprm_lib.launch", name)
 
 
 def _end_with_the_caller() -> None:

@@ -73,7 +73,7 @@ class VllmServe:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self.checkpoint]
         command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", "--no-enable-chunked-prefill"]
-        command += ["--gpu-memory-utilization", "0.3"]
+        command += ["--gpu-memory-utilization", "0.3", "--load-format", "safetensors"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         until = time.monotonic() + 600
@@ -123,6 +123,20 @@ def expected(reference, problems):
     whole = texts(reference, keyed(problems), sampling=GREEDY)
     begun = [Request(p, tuple(split(whole[f"k{i}"][0])[:1]), f"p{i}") for i, p in enumerate(problems)]
     return whole | texts(reference, begun[100:], sampling=GREEDY), [*keyed(problems[:100]), *begun[100:]]
+
+
+def test_weights_that_are_no_safetensors_are_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    folder = shutil.copytree(models.EMBEDDED, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save(models.new_base(width=32, layers=1).state_dict(), folder / "pytorch_model.bin")
+    monkeypatch.setattr("vllm.LLM.__init__", lambda *args, **options: pytest.fail("vLLM was asked to load it"))
+    with pytest.raises(ValueError, match=r"model holds no \.safetensors file, and nothing else is read"):
+        VllmGenerator(folder, **SETTINGS)
+
+
+def test_vllm_itself_unpickles_nothing(engine):
+    """A hub id's files are not seen before vLLM has them."""
+    assert engine._llm.llm_engine.vllm_config.load_config.load_format == "safetensors"
 
 
 def test_greedy_is_that_of_transformers_with_and_without_a_prefix(generator, expected):

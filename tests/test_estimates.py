@@ -81,6 +81,9 @@ def test_the_memory_of_training_by_hand():
     for weight_bytes in (2, 4):
         found = estimates.training_gb(plain(), shared, 500, weight_bytes, logits=False)
         assert found == pytest.approx(4 + 0.016 + 0.3984 + 0.34)
+    # twice as many processes: half the shares
+    spread = shared | {"n_machines": 2}
+    assert estimates.training_gb(plain(), spread, 500, 4, logits=False) == pytest.approx(2 + 0.016 + 0.3984 + 0.34)
     # LoRA: the weights, and 16 bytes for each of rank 8 x 10 layers x 22 widths
     small = estimates.training_gb(plain(), p | {"lora_rank": 8}, 500, 4, logits=False)
     assert small == pytest.approx(4.36816, abs=1e-5)

@@ -148,7 +148,7 @@ def test_a_killed_worker_is_replaced_and_the_records_are_those_of_one_process(al
 
 def _pids(workers):
     """The workers' processes; a remote function sees the process that it runs in."""
-    asked = [w.__ray_call__.remote(lambda self: os.getpid()) for w in workers.workers]
+    asked = [w.__ray_call__.options(max_task_retries=-1).remote(lambda self: os.getpid()) for w in workers.workers]
     return ray.get(asked)
 
 
