@@ -146,7 +146,7 @@ def write_profile(folder: Path, model: Path, data: Path, url: str) -> None:
             "prms": {name: trained[name] for name in ("marker", "marker_hard", "chat", "orm")},
         },
         "07_generative_prm": {
-            "teacher": "endpoint", "endpoint": {"base_url": url, "model": "toy"}, "model": where, "n_tries": 0,
+            "teacher": {"base_url": url, "model": "toy"}, "model": where, "n_tries": 0,
             "n_train": 20, "epochs": {"critique": 1, "verdict_only": 1}, "n_problems": 12, "n_votes": 2,
             "judge_batch": 8, "learning_rate": 1.0e-4, "batch_size": 2,
         },
