@@ -17,7 +17,6 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor
 
 from . import models
 from .asking import Completion, Finished, More, Request, check_number, failed, follows, nothing_more
@@ -97,7 +96,7 @@ class VllmGenerator:
         source = str(models.EMBEDDED if str(model) == "embedded" else model)
         models.check_index(Path(source))
         code = {"trust_remote_code": trust_remote_code, "revision": revision}
-        self.processor = AutoProcessor.from_pretrained(source, **code)
+        self.processor = models.load_processor(source, **code)
         self.tokenizer, self.in_flight, self.name = self.processor.tokenizer, in_flight, name or Path(source).name
         self.n_generated_tokens, self._n_asked, self._vllm, self._source = 0, 0, vllm, source
         settings = {"dtype": "auto", "enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 1}}

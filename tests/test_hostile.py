@@ -10,6 +10,7 @@ import struct
 import time
 import tracemalloc
 import zlib
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -26,9 +27,11 @@ from mmprm_lib import (
     images,
     interchange,
     mathcheck,
+    modelcheck,
     models,
     parameters,
     policy,
+    prm,
     quantities,
     rows,
     schema,
@@ -453,6 +456,32 @@ def test_a_chat_template_is_run_in_a_sandbox(checkpoint, template, quick):
     _, processor = models.load("embedded")
     processor.chat_template = template.replace("RAN", str(checkpoint.parent / "ran"))
     with pytest.raises(Exception, match=TEMPLATES[template]):
+        steps.policy_prompt(problem(), processor)
+
+
+NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS = {
+    "loops": NESTED, "text": "{{ 'a' * 10**10 }}", "power": "{{ 10 ** (10 ** 9) }}", "long": "{{ 'a' * 200000 }}",
+    "doubled": "{% set x = namespace(t='a') %}{% for i in range(60) %}{% set x.t = x.t + x.t %}{% endfor %}{{ x.t }}",
+    "macro": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_chat_template_without_end_is_refused_when_it_is_loaded(checkpoint, name, monkeypatch):
+    monkeypatch.setattr(models, "TEMPLATE_S", 1)
+    (checkpoint / "chat_template.jinja").write_text(ENDLESS[name])
+    (checkpoint / "prm.json").write_text(json.dumps({"form": asdict(steps.FORMATS["marker"])}))
+    load = models.load_processor if name != "long" else prm.load_prm
+    with pytest.raises(ValueError, match="the chat template of .*ck needs more than 1 s, 512 MiB or 100000 char"):
+        load(checkpoint)
+    assert name != "long" or "needs more than 1 s" in modelcheck.find(str(checkpoint)).faults[0]
+
+
+def test_a_chat_template_that_fails_otherwise_fails_where_it_is_used(checkpoint):
+    (checkpoint / "chat_template.jinja").write_text("{{ raise_exception('no roles here') }}")
+    _, processor = models.load(checkpoint)
+    with pytest.raises(Exception, match="no roles here"):
         steps.policy_prompt(problem(), processor)
 
 
