@@ -183,7 +183,7 @@ def check_template(processor: ProcessorMixin, path: str | Path) -> None:
     transformers runs templates in a sandbox, which bounds `range` and nothing else: loops in loops and 'a' * 10**10 go
     on. So a process of its own tries it once. What fails there otherwise is told where the template is used.
     """
-    if sys.platform == "win32" or processor.chat_template in (None, CHAT_TEMPLATE):
+    if sys.platform == "win32" or getattr(processor, "chat_template", None) in (None, CHAT_TEMPLATE):
         return
     fork = multiprocessing.get_context("fork")  # nothing to import again; the child runs the template alone
     ours, its = fork.Pipe(duplex=False)
@@ -224,10 +224,13 @@ def _try_template(processor: ProcessorMixin, out: Connection) -> None:
 
 
 def check_index(folder: Path) -> None:
-    """Nothing; ValueError if the index of a checkpoint folder names a file that is no safetensors of this folder.
+    """Nothing; ValueError if `folder` is a file, or a folder without safetensors, or with an index of other files.
 
-    transformers would follow such a name wherever it leads, and would unpickle what does not end in .safetensors.
+    transformers would follow the names of an index wherever they lead, and would unpickle what does not end in
+    .safetensors. What is no folder is left to the hub.
     """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give the folder of a checkpoint, of which the .safetensors are read")
     for index in folder.glob("*.index.json") if folder.is_dir() else ():
         try:
             names = set(json.loads(index.read_bytes())["weight_map"].values())
@@ -236,6 +239,8 @@ def check_index(folder: Path) -> None:
         for name in names:
             if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
                 raise ValueError(f"{index} names {str(name)[:100]!r}: only .safetensors files of its folder are read")
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} holds no .safetensors file: weights in other formats are not read, convert them")
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -20,12 +20,16 @@ from transformers.models.qwen2_vl import Qwen2VLImageProcessorPil
 
 from mmprm_lib import (
     benchmark,
+    critic_training,
     critique,
     data,
     endpoint,
+    engines,
+    evaluation,
     guards,
     images,
     interchange,
+    launch,
     mathcheck,
     modelcheck,
     models,
@@ -33,6 +37,7 @@ from mmprm_lib import (
     policy,
     prm,
     quantities,
+    released,
     rows,
     schema,
     steps,
@@ -417,7 +422,7 @@ def test_weights_that_are_no_safetensors_are_one_clear_error(checkpoint):
     with pytest.raises(ValueError, match="are no safetensors"):
         models.load(checkpoint)
     weights.rename(checkpoint / "pytorch_model.bin")
-    with pytest.raises(OSError, match="no file named model.safetensors"):
+    with pytest.raises(ValueError, match="ck holds no .safetensors file"):
         models.load(checkpoint)
 
 
@@ -442,6 +447,34 @@ def test_pickled_adapters_and_code_of_a_checkpoint_do_not_run(checkpoint):
     (checkpoint / "config.json").write_text(json.dumps(given))
     with pytest.raises(ValueError, match="trust_remote_code"):
         models.load(checkpoint)
+
+
+PICKLED = ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "weights.pkl", "model.npz", "tf_model.h5"]
+ENTRIES = {
+    "model": models.load, "prm": prm.load_prm, "policy": engines.load_generator,
+    "start": lambda path: launch.tune_policy([], path, path.parent / "out"),
+    "scorer": lambda path: released.scorer_at("marker", str(path), path, {}, {}),
+    "released": lambda path: released.scorer_at("x", str(path), path, {}, {"format": "process"}),
+    "critic": lambda path: evaluation.load_critic(None, "critic", path),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_pickled_weights_are_refused_wherever_weights_are_read(checkpoint, entry):
+    (checkpoint / critic_training.FORM_FILE).write_text('{"fields": ["intent", "image", "logic"]}')
+    if entry == "prm":
+        (checkpoint / "prm.json").write_text(json.dumps({"form": asdict(steps.FORMATS["marker"])}))
+    (checkpoint / "model.safetensors").unlink()
+    for name in PICKLED:
+        file = shutil.copy(checkpoint.parent / "outside.bin", checkpoint / name)
+        with pytest.raises(ValueError, match=r"ck holds no .safetensors file: weights in other formats are not read"):
+            ENTRIES[entry](checkpoint)
+        named = {"prm": "prm.json is missing", "critic": "holds no critic"}.get(entry, f"{name} is a file: give the f")
+        with pytest.raises((ValueError, FileNotFoundError), match=named):
+            ENTRIES[entry](file)
+        assert "weights in other formats are not read" in modelcheck.find(str(checkpoint)).faults[0]
+        assert "there is no such folder, and it is no hub id" in modelcheck.find(str(file)).faults[0]
+        file.unlink()
 
 
 TEMPLATES = {
