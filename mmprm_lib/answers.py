@@ -23,6 +23,23 @@ from mmprm_lib.quantities import (
     unmatched,
     unreadable,
 )  # fmt: skip
+from mmprm_lib.wording import (
+    RELATION,
+    SIGNS,
+    TO_20,
+    by_name,
+    in_doubt,
+    letters_of,
+    named,
+    numeral,
+    point,
+    ratio,
+    sign_of,
+    text_key,
+    unhedged,
+    unnamed,
+    words,
+)  # fmt: skip
 
 
 class Verdict(NamedTuple):
@@ -33,49 +50,25 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
-_HEDGE = re.compile(
-    r"^(?:(?:about|approximately|roughly|exactly|equal to|simply|option|choice|it is|this is|(?-i:an?)|the)\s+|"
-    r"\\approx\s*|≈\s*|[:：]\s*)+", re.I)
-
-
 # --- one answer against one gold ------------------------------------------------------------------
 _NOTE = re.compile(r"\((?:(?:the )?answers? (?:is|are) )?(?:not unique|or fill in|choose one)[^()]*\)", re.I)
 _BROKEN = re.compile(r"\s*1\.\s*\n\s*2\.(?:\s*\n\s*\d\.)*\s*")  # the numbers of a list whose contents are lost
-_RELATIONS = {"lessthan": "<", "greaterthan": ">", "equal": "=", "equals": "=", "equalto": "="}
-_SIGNS = ("<", ">", "=", r"\leq", r"\geq")
-_TRUTH = {"yes": "true", "no": "false", "correct": "true", "incorrect": "false", "是": "true", "否": "false"}
-_EMPTY = {"no solution", "no solutions", "no real solution", "empty set", "无解", "空集", r"\emptyset"}
-_WORDS_TO_20 = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-                "seventeen eighteen nineteen twenty").split()
-_NUMERAL = re.compile(rf"\b(?:{'|'.join(_WORDS_TO_20)}|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|half|"
-                      r"third|quarter|thousand|none|nothing|dozen)\b|[零一二两三四五六七八九十百千万半]", re.I)
-_WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]?[a-z]{2,}|[A-Z][a-z]+)(?![A-Za-z])|[\u4e00-\u9fff]+")
-_NOT_WORDS = set("sin cos tan cot sec csc log ln exp sqrt pi arcsin arccos arctan sinh cosh tanh max min begin end "
-                 "pmatrix bmatrix cases array matrix vmatrix mod gcd lcm and or".split())
+_SET = re.compile(r"[<>]|\\[lg]eq|\\infty|\\in(?![a-z])|^R$")
 _FIGURE = re.compile(r"\\(?:angle|triangle|vartriangle|parallel|perp|overline)(?![a-z])|[∠△⊥∥∵∴→]")
-_NAMED = re.compile(r"^[A-Za-z]\w*'?(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?\s*(?:=|\\in(?![a-z])|\\approx(?![a-z]))\s*")
-
-
-def _words(clean: str) -> list[str]:
-    """Words of prose in a cleaned answer, names of functions and LaTeX environments left out."""
-    found = (word for word in _WORD.findall(clean) if word.casefold() not in _NOT_WORDS)
-    return [word for word in found if not (len(word) == 2 and word.islower())]
-
-
-def _text_key(clean: str) -> str:
-    text = re.sub(r"\s+", " ", clean.casefold()).strip(" .!?'\"")
-    text = re.sub(r"^(?:(?:it is|this is|they are|an?|the)\s+)+", "", text)
-    return _TRUTH.get(text, text)
+_NOTED = re.compile(r"(.+?)(\s*)\(([^()]+)\)")
 
 
 def _same_text(candidate: str, gold: str) -> Judgement:
     """Where one side is prose: equal words, different words, or unknown where only a reader could tell."""
-    c, g = _text_key(candidate), _text_key(gold)
-    if c == g or c.replace(" ", "") == g.replace(" ", ""):
+    c, g = text_key(candidate), text_key(gold)
+    if c.replace(" ", "") == g.replace(" ", ""):
         return True, ""
     shorter, longer = sorted((f" {c} ", f" {g} "), key=len)
     contained = re.sub(r"[^\w\s]", " ", shorter) in re.sub(r"[^\w\s]", " ", longer)
-    if contained or (not _words(gold) and (re.search(r"\d", candidate) or _NUMERAL.search(candidate))):
+    # "3rd quadrant" and "third quadrant"; "all but 3" and an interval
+    other = numeral(gold) and not (re.search(r"\d", candidate) and re.search(r"\d", gold))
+    unread = numeral(candidate) and (other or not words(gold))
+    if contained or unread or (_SET.search(gold) and not words(gold)):
         return None, f"cannot tell the answer in the text {candidate[:60]!r}"
     return False, ""
 
@@ -90,7 +83,7 @@ def _same(candidate: str, gold: str, effort: Effort) -> Judgement:
         return None, f"the {'answer' if g.strip('$ ') else 'gold'} is empty"
     if _BROKEN.fullmatch(gold):
         return None, "the gold is broken (numbers of a list without contents)"
-    if len(_words(g)) > 6 or "∴" in gold:
+    if len(words(g)) > 6 or "∴" in gold:
         stated = re.search(r"(?:fill in|the answer is)\s+([^\s]+?)\.?\s*$", gold)
         if stated is None:
             return None, "the gold is free text, which no rule can judge"
@@ -99,8 +92,8 @@ def _same(candidate: str, gold: str, effort: Effort) -> Judgement:
         alternatives = [_NOTE.sub(" ", gold), *re.findall(r"or fill in\s+([^()]*)\)", gold)]
         same = any(_same(candidate, other, effort)[0] for other in alternatives)
         return (True, "") if same else (None, "the gold is one of several right answers")
-    if _text_key(g) in _EMPTY:
-        return _text_key(c) in _EMPTY, ""
+    if text_key(g) == r"\emptyset" != text_key(c):
+        return (None, f"whether {c[:60]!r} is nothing") if words(c) and not numeral(c) else (False, "")
     gold_letter = re.fullmatch(r"\(([A-Ha-h])\)|([A-H])", g)
     if gold_letter and (letter := letters_of(c)):
         return letter == (gold_letter[1] or gold_letter[2]).upper(), ""
@@ -112,15 +105,18 @@ def _same_typed(c: str, g: str, candidate: str, gold: str, effort: Effort) -> Ju
     if re.search(r"\d\s*[ap]\.?\s?m", c + g, re.I) and (tc := clock(c)) and (tg := clock(g)):
         return (tc[0] - tg[0]) % (1440 if tc[1] and tg[1] else 720) == 0, ""
     c = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", c) if ":" in g else c
-    c = str(_WORDS_TO_20.index(_text_key(c))) if _text_key(c) in _WORDS_TO_20 else c
+    c = str(TO_20.index(text_key(c))) if text_key(c) in TO_20 else c
     qc, qg = quantity(unhedged(c)), quantity(g)
     if qc and qg:
         return same_quantity(qc, qg), ""
+    if (rc := ratio(c)) and (rg := ratio(g)):
+        return rc == rg, ""
+    if (found := _by_parts(c, g, gold, effort)) is not None:
+        return found
     if (r"\cup" in c) != (r"\cup" in g) and (uc := union_of(c)) and (ug := union_of(g)):
         return effort.check(uc, ug)
-    if c in _SIGNS or g in _SIGNS:
-        found = re.findall(r"[<>=]|\\leq|\\geq", c) or [_RELATIONS.get(_text_key(c).replace(" ", ""), "")]
-        return len(found) == 1 and found[0] == g, ""
+    if c in SIGNS or g in SIGNS:
+        return sign_of(c) == g, ""
     sc, sg = sequence(candidate), sequence(gold)
     if sg and sc and r"\pm" not in c + g:
         return _same_items(sc, sg, effort)
@@ -130,15 +126,48 @@ def _same_typed(c: str, g: str, candidate: str, gold: str, effort: Effort) -> Ju
     if sc and sc[0] == "parts" and not sg:  # several answers for one, unless "10 000" was meant
         joined = quantity(c.replace(" ", ""))
         return bool(joined and qg and re.fullmatch(r"-?\d{1,3}( \d{3})+", c) and same_quantity(joined, qg)), ""
-    if (sg and qc) or (sc and qg):
+    if sc and qg:
+        return _several_for_one(c, sc[1], gold, effort)
+    if sg and qc:
         return False, ""
-    c_bare = c if re.search(r"=|\\in(?![a-z])", g) else _unnamed(c)
-    g_bare = g if re.search(r"=|\\in(?![a-z])", c) else _unnamed(g)
+    c_bare = c if re.search(r"=|\\in(?![a-z])", g) else unnamed(c)
+    g_bare = g if re.search(r"=|\\in(?![a-z])", c) else unnamed(g)
     if "=" in c_bare and qg and not sc:
         c_bare = c_bare.rsplit("=", 1)[1].strip()  # 16-3=13
     if (c_bare, g_bare) != (c, g) and c_bare and g_bare:
         return _same(c_bare, g_bare, effort)
     return _same_rest(c, g, effort)
+
+
+def _by_parts(c: str, g: str, gold: str, effort: Effort) -> Judgement | None:
+    """Where the answer is a point with its name, a value with another after "approximately", or one with a note."""
+    (name_c, at_c), (name_g, at_g) = point(c), point(g)
+    if (at_c, at_g) != (c, g) and at_c[0] == at_g[0] == "(" and (not (name_c and name_g) or name_c == name_g):
+        return _same(at_c, at_g, effort)
+    if len(values := [part for part in c.split(r"\approx") if part.strip()]) > 1 and r"\approx" not in g:
+        return (True, "") if any(_same(value, gold, effort)[0] for value in values) else None
+    noted = _NOTED.fullmatch(c)
+    unit = noted and (quantity(f"1 {noted[3]}") or (1, None))[1]
+    if noted and "(" not in g and (noted[2] or (unit and unit[0])):  # not 2(x+1)
+        if unit:
+            return _same(f"{noted[1]} {noted[3]}", gold, effort)
+        same, again = (_same(side, gold, effort)[0] for side in (noted[1], noted[3]))
+        if same or again:
+            return (True, "") if same and again else (None, f"two answers in {c[:60]!r}")
+    return None
+
+
+def _several_for_one(c: str, items: tuple[str, ...], gold: str, effort: Effort) -> Judgement:
+    """Where the answer has several parts and the gold is one number: correct if each is that number."""
+    results = [_same(item, gold, effort)[0] for item in items]
+    if all(results):
+        return True, ""
+    swapped = quantity(c.translate(str.maketrans(",.", ".,")))
+    if swapped and same_quantity(swapped, quantity(clean_text(gold))):
+        return None, f"a comma that may be a decimal sign in {c[:60]!r}"
+    if any(results) and any(words(text) and not quantity(text) for text in map(clean_text, items)):
+        return None, f"cannot tell the answer in the text {c[:60]!r}"
+    return False, ""
 
 
 def _same_rest(c: str, g: str, effort: Effort) -> Judgement:
@@ -149,11 +178,12 @@ def _same_rest(c: str, g: str, effort: Effort) -> Judgement:
         return effort.check(*sides)
     if unit_c and unit_g and unit_c != unit_g:
         return (None, "units that need a conversion") if unit_c[0] == unit_g[0] else (False, "")
-    if _words(c_bare) or _words(g_bare):
+    if words(c_bare) or words(g_bare):
         return _same_text(c, g)
     if _FIGURE.search(c + g):
         return None, "names of a figure, which no rule can judge"
-    return effort.check(c_bare, g_bare)
+    same, why = effort.check(c_bare, g_bare)
+    return (None, doubt) if same is False and (doubt := in_doubt(c_bare, g_bare)) else (same, why)
 
 
 def _same_items(candidate: tuple, gold: tuple, effort: Effort) -> Judgement:
@@ -165,6 +195,13 @@ def _same_items(candidate: tuple, gold: tuple, effort: Effort) -> Judgement:
         return False, ""
     if len(brackets) > 1 and (len(items_g) == 2 or brackets & {"(]", "[)"}):
         return False, ""
+    if any(map(RELATION.search, items_c)) != any(map(RELATION.search, items_g)):
+        return None, "inequalities beside numbers"
+    if kind_g == "()" and (sorted_c := by_name(items_c)):
+        if _same_items(("()", sorted_c), gold, effort)[0]:
+            return True, ""
+        as_said = all(_same(*pair, effort)[0] for pair in zip(items_c, items_g, strict=True))
+        return (None, "values in another order than that of their names") if as_said else (False, "")
     if kinds <= {"{}", "list"}:
         left, unsure = list(items_c), ""
         for item in unmatched(left, items_g):
@@ -181,32 +218,7 @@ def _same_items(candidate: tuple, gold: tuple, effort: Effort) -> Judgement:
     return next(((same, why) for same, why in results if same is None), (True, ""))
 
 
-def _unnamed(clean: str) -> str:
-    """The answer without "x =" (also "x = y =") before it."""
-    while (bare := _NAMED.sub("", clean)) and bare != clean:
-        clean = bare
-    return clean
-
-
-def unhedged(clean: str) -> str:
-    """The answer without "about", "it is", "option" and the like before it."""
-    return _HEDGE.sub("", clean) or clean
-
-
 # --- multiple choice ------------------------------------------------------------------------------
-_SEVERAL = re.compile(r"\(?[A-J]\)?(?:\s*(?:(?:,|and|&|、)\s*)?\(?[A-J]\)?)+")
-_ONE = re.compile(r"\(\s*([A-Ja-j])\s*\)|([A-J])(?=\s*$|\s*[.):,]|\s+is\s)|([a-h])(?=\s*$|\s*[).:]\s*\S)")
-
-
-def letters_of(clean: str) -> str | None:
-    """Letter of "B", "(B)", "B.", "b) 12" or "option B"; sorted letters of "A, C" or "AC"; None without one."""
-    text = unhedged(clean)
-    if _SEVERAL.fullmatch(text):
-        return "".join(sorted(set(re.findall("[A-J]", text))))
-    match = _ONE.match(text)
-    return (match[1] or match[2] or match[3]).upper() if match else None
-
-
 def _pick(answer: str, choices: tuple[str, ...], effort: Effort) -> tuple[str | None, str]:
     """(letters, ""), or (None, why unknown), or (None, "") for an answer that is certainly none of the options.
 
@@ -218,7 +230,7 @@ def _pick(answer: str, choices: tuple[str, ...], effort: Effort) -> tuple[str | 
     if not choices:
         return None, f"no choice letter in {clean[:60]!r}"
     texts = [re.sub(rf"^\(?{chr(65 + i)}[.):：]\s*", "", choice.strip()) for i, choice in enumerate(choices)]
-    exact = [i for i, text in enumerate(texts) if _text_key(clean_text(text)) == _text_key(clean)]
+    exact = [i for i, text in enumerate(texts) if text_key(clean_text(text)) == text_key(clean)]
     results = [_same(answer, text, effort) for text in texts] if len(exact) != 1 else []
     hits = exact if len(exact) == 1 else [i for i, (same, _) in enumerate(results) if same]
     if len(hits) == 1:
@@ -245,7 +257,6 @@ def _judge(candidate: str, gold: str, answer_type: str, choices: tuple[str, ...]
         return None, str(error)
 
 
-# --- public ---------------------------------------------------------------------------------------
 def equal(
     candidate: str, gold: str, answer_type: str, choices: list[str], *, timeout_s: float = TIMEOUT_S
 ) -> bool | None:
@@ -272,15 +283,13 @@ def _is_bare(text: str, problem: Any) -> bool:
         return False
     if quantity(clean):
         return True
-    options = [_text_key(clean_text(choice)) for choice in problem.choices]
-    if options and (letters_of(clean) or _text_key(clean) in options):
+    options = [text_key(clean_text(choice)) for choice in problem.choices]
+    if options and (letters_of(clean) or text_key(clean) in options):
         return True
-    words = _words(clean)
-    if words:
+    if words(clean):
         sentence = len(clean.split()) > 4 or re.search(r"\b(?:is|are|so|because)\b|[=\d]", clean)
         return problem.answer_type == "text" and not sentence
-    named = _NAMED.match(clean)
-    return "=" not in (clean[named.end():] if named else clean) or "=" in problem.answer
+    return "=" not in clean[named(clean) :] or "=" in problem.answer
 
 
 def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT_S) -> Verdict:
@@ -295,10 +304,13 @@ def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT
         return Verdict("unknown", None, "no final answer in the response")
     try:
         same, reason = _judge(answer, problem.answer, problem.answer_type, tuple(problem.choices), timeout_s)
-        if not same and len(problem.answer) > len(answer):  # a gold of several lines: extract took only the first
+        several = (sequence(problem.answer) or ("",))[0] == "parts"
+        if not same and (several or len(problem.answer) > len(answer)):  # extract took only the first line
             rest = after_anchor(response_or_answer).strip()
             if len(answer) < len(rest) < 2 * len(problem.answer) + 40:
-                same, answer = (True, rest) if _judge(rest, problem.answer, "", (), timeout_s)[0] else (same, answer)
+                whole = _judge(rest, problem.answer, "", (), timeout_s)
+                if whole[0] or (several and whole[0] is None):
+                    (same, reason), answer = whole, rest
         if later is not None and equal(later, answer, problem.answer_type, list(problem.choices)) is False:
             same, reason = None, f"two final answers: {answer[:40]!r} in a box, then {later[:40]!r}"
     except CheckerError as error:
@@ -318,8 +330,8 @@ def _normal(answer: str, answer_type: str, choices: tuple[str, ...]) -> str:
         inner = [_normal(item, answer_type, ()) for item in items[1]]
         ends = "()" if items[0] == "parts" else "{}" if items[0] == "list" else items[0]
         return ends[0] + ",".join(sorted(inner) if ends == "{}" else inner) + ends[1]
-    clean = _NAMED.sub("", clean) or clean
-    return _text_key(clean) if _words(clean) else str(value[0]) if (value := quantity(clean)) else exact_key(clean)
+    clean = clean[named(clean) :] or clean
+    return text_key(clean) if words(clean) else str(value[0]) if (value := quantity(clean)) else exact_key(clean)
 
 
 def normal_form(answer: str, problem: Any) -> str:

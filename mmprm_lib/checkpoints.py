@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -136,8 +136,12 @@ def clear(folder: str | os.PathLike[str]) -> None:
 
 
 def _header(path: Path, rank: int) -> dict[str, Any]:
-    with safe_open(path / f"rank-{rank}.safetensors", "pt") as file:
-        return json.loads(file.metadata()["state"])
+    try:
+        with safe_open(path / f"rank-{rank}.safetensors", "pt") as file:
+            return json.loads(file.metadata()["state"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        why = f"{type(error).__name__}: {error}"[:200]
+        raise ValueError(f"{path} cannot be read ({why}): delete it, and training begins anew") from error
 
 
 def last(folder: str | os.PathLike[str], key: str) -> Path | None:
@@ -283,6 +287,9 @@ class ResumingTrainer(Trainer):
             group["lr"] = rate
         self._optimizer().load_state_dict(now)
         self.lr_scheduler.load_state_dict(plain["scheduler"])
+
+    def _load_scaler(self, checkpoint) -> None:
+        """Nothing: there is none in float32 and bfloat16, and Trainer would unpickle a scaler.pt that it finds."""
 
     def _load_rng_state(self, checkpoint) -> None:
         if self.resumed:

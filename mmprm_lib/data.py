@@ -45,6 +45,7 @@ REASONS = {
     "several_images": "more than one image",
     "broken_image": "the image cannot be decoded",
     "image_bomb": "the image is too large to be decoded safely",
+    "extreme_aspect": "the image is too narrow for the models' processors",
     "path_escapes": "the image path leaves the folder",
     "invalid_record": "a field has a value that the record forbids",
 }

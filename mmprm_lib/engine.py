@@ -17,7 +17,6 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor
 
 from . import models
 from .asking import Completion, Finished, More, Request, check_number, failed, follows, nothing_more
@@ -100,10 +99,11 @@ class VllmGenerator:
         if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):  # vLLM would unpickle .bin files
             raise ValueError(f"{source} holds no .safetensors file, and nothing else is read: convert its weights")
         code = {"trust_remote_code": trust_remote_code, "revision": revision}
-        self.processor = AutoProcessor.from_pretrained(source, **code)
+        self.processor = models.load_processor(source, **code)
         self.tokenizer, self.in_flight, self.name = self.processor.tokenizer, in_flight, name or Path(source).name
         self.n_generated_tokens, self._n_asked, self._vllm, self._source = 0, 0, vllm, source
         settings = {"dtype": "auto", "enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 1}}
+        settings["load_format"] = "safetensors"  # else it would look for pickled weights, too
         if current_platform.is_cpu():
             settings["enable_chunked_prefill"] = False  # half a prompt with a seed ends vLLM 0.32's engine on a CPU
         settings |= {"disable_log_stats": True, "seed": 0, **options}

@@ -17,8 +17,8 @@ _ANCHOR = re.compile(
 _JSON = re.compile(r'"(?:(?:short|final)[ _])?answer"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*)', re.I)
 _OPTION = re.compile(r"\b(?:option|choice)\s+\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right)", re.I)
 _END = re.compile(  # (?<!\s): white space is looked at from its beginning alone, lest the time be quadratic in it
-    r"(?<!\d)\.\s|\.\s+(?=[A-Z])|。|,?(?<!\s)\s+(?:because|since|which|where)\b|,\s+(?:and\s+)?not\b|(?<!\s)\s*</|"
-    r"(?<!\s)\s*\((?:approx\w*\.?|rounded[^()]*|about)\)", re.I)
+    r"(?<!\d)\.\s|\.\s+(?=[A-Z])|。|,?(?<!\s)\s+(?:because|since|which|where|i\.e\.)(?!\w)|"
+    r",\s+(?:and\s+)?not\b|(?<!\s)\s*</|(?<!\s)\s*\((?:approx\w*\.?|rounded[^()]*|about)\)", re.I)
 _SENTENCE = re.compile(
     r"^(?:so\s+|thus,?\s+)?(?:the|it|this|there|that)\b[^\d\\$.:]{0,60}?\s(?:is|are|equals?|=)\s+(.+)$", re.I)
 MAX_BETWEEN = 40  # characters between two boxes that are one answer

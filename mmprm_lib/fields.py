@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import unicodedata
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .images import Rejected
-from .rows import elements, lines
+from .rows import elements, lines, opened
 
 # "\times" written without escaping is a tab and "imes". A backspace before a letter can have come about in no other
 # way; tabs and returns can, so that they need one of the commands behind them.
@@ -90,11 +89,8 @@ def from_json(text: str | bytes) -> Any:
 
 def json_rows(path: Path) -> Iterator[Any]:
     """The JSON values of the rows, None for a line that is no JSON; ValueError if an array as a whole is broken."""
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        if not path.name.removesuffix(".gz").endswith(".json"):
-            yield from (None if line is None else from_json(line) for _, line in lines(file))
-            return
-        try:
+    with opened(path) as file:
+        if path.name.removesuffix(".gz").endswith(".json"):
             yield from (value for _, value in elements(path, file))
-        except ValueError as error:
-            raise ValueError(f"{error}; JSON lines belong in a .jsonl file") from error
+        else:
+            yield from (None if line is None else from_json(line) for _, line in lines(file))

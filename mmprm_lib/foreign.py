@@ -7,7 +7,6 @@ dropped in silence: it is listed, warned of, or, with `strict`, an error that na
 from __future__ import annotations
 
 import codecs
-import gzip
 import json
 import warnings
 from collections import Counter
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 
 from .data import BadRow
 from .images import Rejected
-from .rows import MAX_ROW, SPACE, elements, lines
+from .rows import MAX_ROW, SPACE, elements, lines, opened
 from .schema import Rate, Record, StepLabels, faults, fingerprint, write_bytes
 
 OWN = "mmprm"  # the key of a row, which other programs pass over, for what the format itself has no place for
@@ -222,7 +221,7 @@ def read_rows(
 
 def _read(path: Path, parse: Parse, refused: _Refused) -> Iterator[Labelled]:
     stem = path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+    with opened(path) as file:
         first = file.peek(4096).lstrip(SPACE.encode() + codecs.BOM_UTF8)[:1]
         for number, raw in elements(path, file) if first == b"[" else lines(file):
             try:

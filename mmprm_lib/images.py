@@ -20,6 +20,7 @@ from .schema import Problem, sha256_of
 
 MAX_PIXELS = 40_000_000  # an A4 page at 600 dots per inch has 35 million
 MAX_BYTES = 64 * 2**20
+MAX_ASPECT = 200  # long side to short side; the processors of Qwen's models take no more
 CACHE_BYTES = 256 * 2**20
 # No EPS or PDF (they start other programs) and no rare format, whose decoders are the least tested.
 OPENED = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
@@ -82,7 +83,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(raw: bytes) -> tuple[Image.Image, str]:
-    """The image as upright RGB, and the suffix of its format; Rejected if it is broken or too large.
+    """The image as upright RGB, and the suffix of its format; Rejected if it is broken, too large or too narrow.
 
     The size is checked from the header, before any pixel is decoded. Transparency lies on white; 16 bits become 8;
     of an animation the first frame is taken; the orientation in the EXIF data is applied.
@@ -94,6 +95,9 @@ def decode(raw: bytes) -> tuple[Image.Image, str]:
             width, height, suffix = *image.size, FORMATS[image.format or "PNG"]
             if width * height > MAX_PIXELS:
                 raise Rejected("image_bomb", f"the header says {width} x {height} pixels, the limit is {MAX_PIXELS}")
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                detail = f"{width} x {height} pixels, one side more than {MAX_ASPECT} times the other; cut or pad it"
+                raise Rejected("extreme_aspect", detail)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image)), suffix
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -147,7 +151,10 @@ def _open(root: Path, name: str, sha256: str) -> Image.Image:
     if (found := sha256_of(raw)) != sha256:
         detail = f"{name!r} has sha256 {found[:12]}..., the record names {sha256[:12]}...: the file was changed"
         raise Rejected("broken_image", detail + "; run notebooks/01_data.ipynb again")
-    image, _ = decode(raw)
+    try:
+        image, _ = decode(raw)
+    except Rejected as why:
+        raise Rejected(why.reason, f"{name!r}: {why.detail}") from why
     _keep(key, image)
     return image
 

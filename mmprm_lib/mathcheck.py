@@ -144,6 +144,8 @@ atexit.register(_stop)
 
 def _latex(text: str) -> str:
     """The expression as math-verify's LaTeX: function names as commands, a run of capitals (a length AC) a symbol."""
+    if re.search(r"sin|cos|tan|cot", text):  # a number in degrees there; elsewhere a degree is a unit
+        text = re.sub(r"(\d+(?:\.\d+)?)°", r"(\1\\pi/180)", text)
     text = _NAMES.sub(r"\\\1", text).replace("°", r"^\circ").replace("**", "^")
     text = re.sub(r"\^\((-?[\w+\- ]+)\)", r"^{\1}", text)
     symbol = lambda m: f"z_{{{''.join(str(ord(c)) for c in m[1])}}}"  # noqa: E731

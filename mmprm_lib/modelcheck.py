@@ -13,12 +13,12 @@ import torch
 from jinja2.exceptions import TemplateError
 from PIL import Image
 from tokenizers import AddedToken
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .architecture import vision_towers
 from .critique import verdict_ids
 from .estimates import BASES, KNOWN, Shape
-from .models import EMBEDDED
+from .models import EMBEDDED, load_processor
 from .provenance import project_root
 from .schema import Problem
 from .scoring import label_ids
@@ -72,7 +72,7 @@ def find(name: str, revision: str = "", trust_remote_code: bool = False, kinds: 
     options = {"trust_remote_code": trust_remote_code, "revision": revision or None}
     try:
         config = AutoConfig.from_pretrained(source, **options)
-        processor = AutoProcessor.from_pretrained(source, **options)
+        processor = load_processor(source, **options)
         shape = shape_of(config, processor, trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, TemplateError) as error:
         # what comes with a checkpoint may be of any kind: the message says what the loader missed

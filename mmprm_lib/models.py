@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import multiprocessing
 import re
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -27,6 +31,7 @@ from .world import vocabulary
 
 EMBEDDED = Path(__file__).parent / "assets" / "base"
 IMAGE_SIZE, PATCH = 112, 28
+TEMPLATE_S, TEMPLATE_BYTES, TEMPLATE_CHARS = 10, 2**29, 100_000  # what a chat of ten words may take, CPU seconds first
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -167,14 +172,65 @@ def load_processor(
         why = f"transformers knows no processor for {path} ({str(error).partition('.')[0]})"
         raise ValueError(f"{why}: python -m mmprm_lib.convert makes one of InternVL's own checkpoints") from error
     processor.tokenizer.padding_side = "left"
+    check_template(processor, path)
     return processor
 
 
-def check_index(folder: Path) -> None:
-    """Nothing; ValueError if the index of a checkpoint folder names a file that is no safetensors of this folder.
+def check_template(processor: ProcessorMixin, path: str | Path) -> None:
+    """Nothing; ValueError if the chat template needs more than TEMPLATE_S, TEMPLATE_BYTES or TEMPLATE_CHARS for a chat
+    of ten words.
 
-    transformers would follow such a name wherever it leads, and would unpickle what does not end in .safetensors.
+    transformers runs templates in a sandbox, which bounds `range` and nothing else: loops in loops and 'a' * 10**10 go
+    on. So a process of its own tries it once. What fails there otherwise is told where the template is used.
     """
+    if sys.platform == "win32" or getattr(processor, "chat_template", None) in (None, CHAT_TEMPLATE):
+        return
+    fork = multiprocessing.get_context("fork")  # nothing to import again; the child runs the template alone
+    ours, its = fork.Pipe(duplex=False)
+    child = fork.Process(target=_try_template, args=(processor, its), daemon=True)
+    with warnings.catch_warnings():  # Python 3.12's, of threads that the child has no need of
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child.start()
+    its.close()
+    n_chars = 0
+    try:
+        n_chars = ours.recv() if ours.poll(60 * TEMPLATE_S) else 0
+    except EOFError:  # it was ended, by one of its limits
+        n_chars = TEMPLATE_CHARS + 1
+    child.kill()
+    child.join()
+    if n_chars > TEMPLATE_CHARS:
+        limits = f"{TEMPLATE_S} s, {TEMPLATE_BYTES >> 20} MiB or {TEMPLATE_CHARS} characters"
+        raise ValueError(f"the chat template of {path} needs more than {limits} for ten words: give it another one")
+
+
+def _try_template(processor: ProcessorMixin, out: Connection) -> None:
+    """Nothing; sends how many characters the template makes of a short chat, 0 where it fails."""
+    import resource
+
+    with suppress(OSError, ValueError):  # where the system does not tell or does not allow it, time alone is bounded
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + TEMPLATE_BYTES, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (TEMPLATE_S, TEMPLATE_S))
+    turns = [{"role": role, "content": [{"type": "text", "text": "What is 1 + 2?"}]} for role in ("user", "assistant")]
+    turns[0]["content"].insert(0, {"type": "image"})
+    try:
+        n_chars = len(processor.apply_chat_template([*turns, turns[0]], tokenize=False, add_generation_prompt=True))
+    except MemoryError:
+        n_chars = TEMPLATE_CHARS + 1
+    except Exception:  # noqa: BLE001 - whatever a template raises, it raises again where it is used
+        n_chars = 0
+    out.send(n_chars)
+
+
+def check_index(folder: Path) -> None:
+    """Nothing; ValueError if `folder` is a file, or a folder without safetensors, or with an index of other files.
+
+    transformers would follow the names of an index wherever they lead, and would unpickle what does not end in
+    .safetensors. What is no folder is left to the hub.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give the folder of a checkpoint, of which the .safetensors are read")
     for index in folder.glob("*.index.json") if folder.is_dir() else ():
         try:
             names = set(json.loads(index.read_bytes())["weight_map"].values())
@@ -183,6 +239,8 @@ def check_index(folder: Path) -> None:
         for name in names:
             if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
                 raise ValueError(f"{index} names {str(name)[:100]!r}: only .safetensors files of its folder are read")
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} holds no .safetensors file: weights in other formats are not read, convert them")
 
 
 def has_bf16(device: torch.device) -> bool:

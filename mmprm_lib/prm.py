@@ -289,6 +289,7 @@ def _finished(output_dir: str | Path, key: str, model, processor) -> TrainedPRM 
             file.unlink(missing_ok=True)
         return None
     kept = json.loads(file.read_text())
+    models.check_index(Path(output_dir))
     again = type(model).from_pretrained(output_dir, dtype=model.dtype, use_safetensors=True).to(model.device).eval()
     return TrainedPRM(_form(kept.pop("form")), again, processor, **kept)
 

@@ -14,15 +14,16 @@ _CHARACTERS = {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)} | str.maketran
     "\u3000": " ", "\xa0": " ", "。": ".", "、": ",", "−": "-", "–": "-", "“": '"', "”": '"', "’": "'",
     "²": "^2", "³": "^3", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "≤": r"\leq ", "≥": r"\geq ",
     "≠": r"\neq ", "∅": r"\emptyset ", "℃": "°C", "µ": "μ", "⁄": "/", "∶": ":",
-    "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ",
-    "$": "", "£": "", "€": "", "¥": "",
+    "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "≈": r"\approx ",
+    "±": r"\pm ", "ℝ": "R", "$": "", "£": "", "€": "", "¥": "",
 }) | {0x2460 + i: f"({i + 1})" for i in range(9)} | {
     ord(c): f" {fraction}" for c, fraction in zip(
         "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8".split(), strict=True)}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2})", r"\\"),  # doubled backslashes of escaped JSON
     (r"\\(?:number|mathrm|text(?:bf|rm|it)?|mbox|mathbf|operatorname)\s*\{([^{}]*)\}", r"\1"),
-    (r"\\ce(?![a-z])", ""),
+    (r"\\ce(?![a-z])|(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", ""),
+    (r"\\mathbb\s*(?:\{R\}|R)", "R"),
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
     (r"\\frac\s*(\{[^{}]*\}|\w)\s*(\{[^{}]*\}|\w)",
      lambda m: rf"\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}"),
@@ -141,7 +142,9 @@ _CHINESE = dict(pair.split("=") for pair in (
     "平方=square\xa0 立方=cubic\xa0 毫米=mm 厘米=cm 分米=dm 千米=km 公里=km 毫升=ml 千克=kg 公斤=kg "
     "小时=h 分钟=min "
     "米=m 升=l 克=g 秒=s 天=day 度=° 元=yuan 每=/").split(" "))
-_PURE = {"rad", "radian", "radians"}  # units of no dimension
+_PURE = {"rad", "radian", "radians", "unit", "units"}  # units of no dimension
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "万": 10**4, "亿": 10**8}
+_SCALE = re.compile(r"(?i)(?:(dozen|hundred|thousand|million|billion)(?![a-z])|([万亿]))\s*")
 Unit = tuple[tuple[tuple[str, int], ...], Fraction]  # (sorted powers of dimensions, factor to the base unit)
 
 
@@ -192,6 +195,8 @@ def quantity(clean: str) -> tuple[Fraction, Unit | None] | None:
     if m is None or not (m[2] or m[3] or m[5]):
         return None
     sign, whole, a, b, c, d, power, e, words = m.groups()
+    scale = _SCALE.match(words or "")
+    words = words[scale.end() :] if scale else words
     unit = _unit(words) if words else None
     glued = words and len(words) == 1 and words.isascii() and words.isalpha() and clean[-2] != " "
     if words and (unit is None or glued):  # "3m" may be 3 times m
@@ -201,6 +206,7 @@ def quantity(clean: str) -> tuple[Fraction, Unit | None] | None:
     if not bottom:
         return None
     value = (number(whole) if whole else 0) + top / bottom
+    value *= _SCALES[(scale[1] or scale[2]).casefold()] if scale else 1
     return (-value if sign == "-" else value) * Fraction(10) ** int(power or e or 0), unit
 
 
@@ -254,6 +260,7 @@ def union_of(clean: str) -> str | None:
 def trailing_unit(clean: str) -> tuple[str, Unit | None]:
     """The expression without a known unit at its end, and the unit: "2\\sqrt{2} cm" is "2\\sqrt{2}" and cm."""
     m = re.search(r"(?<=[\d}) ])(?<!\\)\s*([A-Za-z°][A-Za-z°/ ]*(?:\^\{?\d\}?)?)$", clean)
+    m = None if re.search(r"(?:sin|cos|tan|cot)(?![a-z])", clean) else m  # \\sin 60° has no unit
     unit = _unit(m[1]) if m and (len(m[1]) > 1 or m[1] == "°" or m[0][0] == " ") else None
     if not (m and unit and unit[0] and clean[:m.start()].strip()):
         return clean, None
@@ -299,7 +306,8 @@ def _unlabelled(lines: list[str]) -> list[str]:
 @lru_cache(maxsize=16384)
 def sequence(raw: str) -> tuple[str, tuple[str, ...]] | None:
     """(kind, items) or None; kind: "parts" (blanks, in order), "list" (bare commas, any order), "{}" or brackets."""
-    text = raw.strip().translate({ord(wide): chr(ascii_) for wide, ascii_ in zip("，；（）", b",;()", strict=True)})
+    text = re.sub(r"\*\*(\(?[\da-h][.)]:?)\*\*", r"\1", raw.strip())  # the number of a part in bold
+    text = text.translate({ord(wide): chr(ascii_) for wide, ascii_ in zip("，；（）", b",;()", strict=True)})
     mark = r"(?:^|\s|(?<=[$;.,]))\((?:\d|[a-h])\)\s*"  # (1) ... (2) ..., (a) ... (b) ...
     marked, labels = re.split(mark, text), "".join(re.findall(r"[\da-h](?=\))", "".join(re.findall(mark, text))))
     if not ("123456789".startswith(labels) or "abcdefgh".startswith(labels)):
@@ -322,7 +330,7 @@ def sequence(raw: str) -> tuple[str, tuple[str, ...]] | None:
         return bracketed
     if quantity(clean) or clean.startswith(r"\begin"):
         return None
-    items = _split_top(clean, r",\s*(?:and |or )?|\s(?:and|or)\s")
+    items = _split_top(clean, r",\s*(?:and |or )?|\s(?:and|or)\s|\s*或\s*")
     return ("list", tuple(items)) if len(items) > 1 and all(items) else None
 
 

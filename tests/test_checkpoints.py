@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -232,6 +233,44 @@ def test_a_checkpoint_of_another_training_is_never_gone_on_from_and_says_so(fold
     with pytest.warns(UserWarning, match="checkpoint-2 is of another training"):
         other = train(folder, tmp_path / "out", learning_rate=2e-3)
     assert same(tmp_path / "out", tmp_path / "fresh") and other.history[:-1] == fresh.history[:-1]
+
+
+class Evil:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __reduce__(self):
+        return open, (self.canary, "w")
+
+
+def test_nothing_that_is_pickled_in_a_checkpoint_is_read(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "epochs", 0.5)
+    whole = train(folder, tmp_path / "whole")
+    stopped(monkeypatch, folder, tmp_path / "out")
+    names = ["pytorch_model.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth",
+             "training_args.bin", "adapter_model.bin", "rng_state_0.pth"]  # fmt: skip
+    for place in (tmp_path / "out", tmp_path / "out" / "checkpoint-2"):
+        for name in names:
+            torch.save(Evil(tmp_path / "ran"), place / name)
+    again = train(folder, tmp_path / "out")
+    assert same(tmp_path / "whole", tmp_path / "out") and again.history == whole.history
+    index = {"weight_map": {"vlm.x": "pytorch_model.bin"}}  # beside a PRM that is finished, and is taken as it is
+    (tmp_path / "out" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="index.json names 'pytorch_model.bin': only .safetensors files"):
+        train(folder, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "epochs", 0.5)
+    stopped(monkeypatch, folder, tmp_path)
+    for raw in (b"", pickle.dumps(Evil(tmp_path / "ran")), b"\x02\0\0\0\0\0\0\0{}"):
+        (tmp_path / "checkpoint-2" / "rank-0.safetensors").write_bytes(raw)
+        with pytest.raises(ValueError, match="checkpoint-2 cannot be read .*: delete it, and training begins anew"):
+            train(folder, tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_key_of_a_training_covers_what_shapes_it_and_nothing_else(folder, tmp_path, monkeypatch):

@@ -269,7 +269,7 @@ def test_broken_lines_are_rows_but_a_broken_array_is_an_error(folder):
     problems, bad = data.from_files(folder / "rows.jsonl", folder.parent / "out")
     assert len(problems) == 1 and [b.reason for b in bad] == ["broken_row", "broken_row"]
     (folder / "rows.json").write_text("[{")
-    with pytest.raises(ValueError, match="element 1: no JSON array.*JSON lines belong in a .jsonl file"):
+    with pytest.raises(ValueError, match="element 1, .*no JSON array.*one row a line in a .jsonl file"):
         data.from_files(folder / "rows.json", folder.parent / "out")
     (folder / "rows.json").write_text("{}")
     with pytest.raises(ValueError, match=r"found '\{\}', wanted '\['"):

@@ -8,26 +8,36 @@ import pickle
 import shutil
 import struct
 import time
+import tracemalloc
 import zlib
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from transformers.models.qwen2_vl import Qwen2VLImageProcessorPil
 
 from mmprm_lib import (
     benchmark,
+    critic_training,
     critique,
     data,
     endpoint,
+    engines,
+    evaluation,
     guards,
     images,
     interchange,
+    launch,
     mathcheck,
+    modelcheck,
     models,
     parameters,
     policy,
+    prm,
     quantities,
+    released,
     rows,
     schema,
     steps,
@@ -248,8 +258,71 @@ def test_an_array_of_small_elements_takes_time_in_proportion_to_it(folder):
     assert seconds[200_000] < 10 * seconds[50_000]  # 4 times as much is right, 16 times is quadratic
 
 
+WRONG = [5, None, "text", [], True, 1e999, {}, {"id": {"a": 1}}, {"question": 5}, {"answer": None}, {"answer": [[]]},
+         {"image_path": {"a": 1}}, {"choices": 7}, {"choices": {"A": "x"}}, {"split": []}, {"answer_type": "poem"}]
+
+
+def test_a_value_of_another_type_in_an_array_costs_its_row_alone(folder):
+    good = {"id": "x", "question": "q", "answer": "1", "image_path": "a.png"}
+    columns = {key: key for key in (*good, "choices", "split", "answer_type")} | {"image": "image_path"}
+    del columns["image_path"]
+    full = {"choices": None, "split": "dev", "answer_type": None}
+    cells = [good | full | {"id": str(i)} | wrong if isinstance(wrong, dict) and wrong else wrong
+             for i, wrong in enumerate(WRONG)]
+    huge = '{"id": "huge", "answer": 1' + "0" * 5000 + "}"  # Python reads no number of so many digits
+    text = json.dumps([good | full | {"id": "first"}, *cells, good | full | {"id": "last"}])
+    (folder / "in/rows.json").write_text(text[:-1] + ", " + huge + "]")
+    problems, bad = data.from_files(folder / "in/rows.json", folder / "out", columns=columns)
+    names = [p.problem_id for p in problems]
+    assert names[0] == "first" and names[-1] == "last" and len(problems) + len(bad) == len(WRONG) + 3
+    assert [b.row for b in bad if b.reason == "broken_row"] == [1, 2, 3, 4, 5, 6, len(WRONG) + 2]
+    reasons = {b.row - 1: b.reason for b in bad if b.reason != "broken_row"}
+    assert reasons == {6: "missing_column", 9: "empty_gold", 11: "no_image", 12: "bad_choices", 13: "bad_choices",
+                       15: "invalid_record"}  # fmt: skip
+
+
+BROKEN_ARRAYS = {
+    '[{"id": "a"}, {"id" "b"}, ': "element 2, character 21 .*Expecting ':' delimiter",
+    '[{"id": "a"}, {"id": "b\\q"}, ': "element 2, character 24 .*Invalid .escape",
+    '[{"id": "a"}, {"id": "b\n"}, ': "element 2, character 24 .*Invalid control character",
+    '[{"id": "a"} {"id": "b"}, ': "element 1, character 14 .*found '{\"id\": \"b\"}, .*wanted ','",
+    '[{"id": "a"}, {"id": \'b\'}, ': "element 2, character 22 .*Expecting value",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BROKEN_ARRAYS)
+def test_a_broken_array_is_one_error_with_its_place_and_the_remedy(folder, text):
+    (folder / "in/rows.json").write_text(text + '{"id": "c"}, ' * 1_000_000 + "]")
+    for read in (lambda path: data.from_files(path, folder / "out"), lambda path: list(interchange.read_mm_prm(path))):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=f"rows.json, {BROKEN_ARRAYS[text]}.*one row a line in a .jsonl file") as e:
+            read(folder / "in/rows.json")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 3_000_000 and len(str(e.value)) < 500  # of 13 million characters
+
+
+def test_a_file_that_ends_too_early_is_one_error_that_names_it(folder):
+    rows_of = {".json.gz": b"[" + GOOD + b"," + GOOD + b"]", ".jsonl.gz": GOOD + b"\n" + GOOD + b"\n"}
+    for suffix, raw in rows_of.items():
+        packed = gzip.compress(raw)
+        for broken in (packed[:-9], packed[:20] + b"\xff" * 20 + packed[40:], b"no gzip"):
+            (folder / f"in/rows{suffix}").write_bytes(broken)
+            with pytest.raises(ValueError, match=f"rows{suffix}: .*is broken or ends too early: fetch it again"):
+                data.from_files(folder / f"in/rows{suffix}", folder / "out")
+            with pytest.raises(ValueError, match=f"rows{suffix}: .*is broken or ends too early: fetch it again"):
+                list(interchange.read_mm_prm(folder / f"in/rows{suffix}", bad=[]))
+    (folder / "in/rows.json").write_bytes(b"[" + GOOD + b", " + GOOD[:-1])
+    with pytest.raises(ValueError, match=r"rows.json, element 2, .*the file ends within it"):
+        data.from_files(folder / "in/rows.json", folder / "out")
+    n = 100_000
+    (folder / "in/rows.json").write_bytes(b"[" + b"0," * n + b"\xff]")
+    with pytest.raises(ValueError, match=f"rows.json, byte {2 * n + 2}: no .*: invalid start byte 0xff"):
+        data.from_files(folder / "in/rows.json", folder / "out")
+
+
 def test_an_array_that_is_too_deep_is_refused(folder):
-    with pytest.raises(ValueError, match="element 1: no JSON array in UTF-8: maximum recursion depth"):
+    with pytest.raises(ValueError, match="element 1, character 2 .*: no JSON array in UTF-8: maximum recursion depth"):
         (folder / "in/deep.json").write_text("[" * 100_000)
         data.from_files(folder / "in/deep.json", folder / "out")
 
@@ -349,7 +422,7 @@ def test_weights_that_are_no_safetensors_are_one_clear_error(checkpoint):
     with pytest.raises(ValueError, match="are no safetensors"):
         models.load(checkpoint)
     weights.rename(checkpoint / "pytorch_model.bin")
-    with pytest.raises(OSError, match="no file named model.safetensors"):
+    with pytest.raises(ValueError, match="ck holds no .safetensors file"):
         models.load(checkpoint)
 
 
@@ -376,6 +449,34 @@ def test_pickled_adapters_and_code_of_a_checkpoint_do_not_run(checkpoint):
         models.load(checkpoint)
 
 
+PICKLED = ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "weights.pkl", "model.npz", "tf_model.h5"]
+ENTRIES = {
+    "model": models.load, "prm": prm.load_prm, "policy": engines.load_generator,
+    "start": lambda path: launch.tune_policy([], path, path.parent / "out"),
+    "scorer": lambda path: released.scorer_at("marker", str(path), path, {}, {}),
+    "released": lambda path: released.scorer_at("x", str(path), path, {}, {"format": "process"}),
+    "critic": lambda path: evaluation.load_critic(None, "critic", path),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_pickled_weights_are_refused_wherever_weights_are_read(checkpoint, entry):
+    (checkpoint / critic_training.FORM_FILE).write_text('{"fields": ["intent", "image", "logic"]}')
+    if entry == "prm":
+        (checkpoint / "prm.json").write_text(json.dumps({"form": asdict(steps.FORMATS["marker"])}))
+    (checkpoint / "model.safetensors").unlink()
+    for name in PICKLED:
+        file = shutil.copy(checkpoint.parent / "outside.bin", checkpoint / name)
+        with pytest.raises(ValueError, match=r"ck holds no .safetensors file: weights in other formats are not read"):
+            ENTRIES[entry](checkpoint)
+        named = {"prm": "prm.json is missing", "critic": "holds no critic"}.get(entry, f"{name} is a file: give the f")
+        with pytest.raises((ValueError, FileNotFoundError), match=named):
+            ENTRIES[entry](file)
+        assert "weights in other formats are not read" in modelcheck.find(str(checkpoint)).faults[0]
+        assert "there is no such folder, and it is no hub id" in modelcheck.find(str(file)).faults[0]
+        file.unlink()
+
+
 TEMPLATES = {
     "{{ ''.__class__.__mro__ }}": "unsafe", "{{ cycler.__init__.__globals__.os.system('touch RAN') }}": "unsafe",
     "{% for i in range(10**9) %}a{% endfor %}": "Range too big", "{% include '/etc/passwd' %}": "no loader",
@@ -388,6 +489,32 @@ def test_a_chat_template_is_run_in_a_sandbox(checkpoint, template, quick):
     _, processor = models.load("embedded")
     processor.chat_template = template.replace("RAN", str(checkpoint.parent / "ran"))
     with pytest.raises(Exception, match=TEMPLATES[template]):
+        steps.policy_prompt(problem(), processor)
+
+
+NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS = {
+    "loops": NESTED, "text": "{{ 'a' * 10**10 }}", "power": "{{ 10 ** (10 ** 9) }}", "long": "{{ 'a' * 200000 }}",
+    "doubled": "{% set x = namespace(t='a') %}{% for i in range(60) %}{% set x.t = x.t + x.t %}{% endfor %}{{ x.t }}",
+    "macro": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_chat_template_without_end_is_refused_when_it_is_loaded(checkpoint, name, monkeypatch):
+    monkeypatch.setattr(models, "TEMPLATE_S", 1)
+    (checkpoint / "chat_template.jinja").write_text(ENDLESS[name])
+    (checkpoint / "prm.json").write_text(json.dumps({"form": asdict(steps.FORMATS["marker"])}))
+    load = models.load_processor if name != "long" else prm.load_prm
+    with pytest.raises(ValueError, match="the chat template of .*ck needs more than 1 s, 512 MiB or 100000 char"):
+        load(checkpoint)
+    assert name != "long" or "needs more than 1 s" in modelcheck.find(str(checkpoint)).faults[0]
+
+
+def test_a_chat_template_that_fails_otherwise_fails_where_it_is_used(checkpoint):
+    (checkpoint / "chat_template.jinja").write_text("{{ raise_exception('no roles here') }}")
+    _, processor = models.load(checkpoint)
+    with pytest.raises(Exception, match="no roles here"):
         steps.policy_prompt(problem(), processor)
 
 
@@ -473,7 +600,8 @@ BOMBS = {
     "itext": (png_of(20, 10, PIXELS, chunk(b"iTXt", b"k\0\1\0\0\0" + ZIPPED)), "broken_image"),
     "profile": (png_of(20, 10, PIXELS, chunk(b"iCCP", b"k\0\0" + ZIPPED)), "broken_image"),
     "pixels": (png_of(20, 10, bytes(50_000_000)), ""), "zero": (png_of(0, 10, b""), "broken_image"),
-    "strip": (png_of(1_000_000, 1, bytes(3_000_001)), ""), "svg": (b"<svg><script/></svg>", "broken_image"),
+    "strip": (png_of(1_000_000, 1, bytes(3_000_001)), "extreme_aspect"),
+    "svg": (b"<svg><script/></svg>", "broken_image"),
     "polyglot": (png() + b"PK\3\4<script>", ""), "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "broken_image"),
     "pdf": (b"%PDF-1.4\n", "broken_image"), "nothing": (b"", "broken_image"),
 }  # fmt: skip
@@ -488,6 +616,25 @@ def test_image_bombs_are_refused_or_harmless(name, quick):
         assert why.reason == reason and " at 0x" not in why.detail
     else:
         assert not reason and image.mode == "RGB" and image.width * image.height <= 1_000_000
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (201, 1)])
+def test_an_image_too_narrow_for_a_processor_is_a_bad_row_before_anything_runs(folder, size):
+    pixels = Qwen2VLImageProcessorPil()
+    with pytest.raises(ValueError, match="absolute aspect ratio"):
+        pixels(images=[Image.new("RGB", size)], return_tensors="pt")  # what a run would meet in its middle
+    (folder / "in/n.png").write_bytes(png(size=size))
+    (folder / "in/w.png").write_bytes(png(size=(200, 1)))
+    (folder / "in/rows.jsonl").write_bytes(line(image_path="n.png") + b"\n" + line(id="w", image_path="w.png"))
+    problems, bad = data.from_files(folder / "in/rows.jsonl", folder / "out")
+    assert [(b.id, b.reason) for b in bad] == [("x", "extreme_aspect")]
+    assert f"{size[0]} x {size[1]} pixels, one side more than 200 times the other; cut or pad it" in bad[0].detail
+    pixels(images=[images.open_image(problems[0])], return_tensors="pt")  # the widest that is taken
+    raw = (folder / "in/n.png").read_bytes()
+    old = problem(image="n.png", image_sha256=schema.sha256_of(raw))  # of a run before there was a limit
+    old._root = folder / "in"
+    with pytest.raises(ValueError, match="extreme_aspect: 'n.png': "):
+        images.open_image(old)
 
 
 def test_a_question_that_spells_the_stand_ins_of_a_chat_is_only_a_question(folder):

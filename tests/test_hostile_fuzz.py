@@ -77,7 +77,8 @@ def test_parsers_of_texts(slow):
         text = text_of(rng)
         with Bounded(text):
             found = extract(text)
-            assert found is None or (found and found in text)
+            # neighbouring boxes are one answer, joined by commas
+            assert found is None or (found and all(part in text for part in found.split(", ")))
             assert last_boxed(text) is None or last_boxed(text) in text
             parts = steps.split(text)
             assert steps.split(steps.join(parts)) == parts or "<" in text
@@ -245,7 +246,7 @@ def test_images(slow):
             try:
                 image, suffix = images.decode(bytes(raw))
             except Rejected as why:
-                assert why.reason in ("broken_image", "image_bomb") and " at 0x" not in why.detail
+                assert why.reason in ("broken_image", "image_bomb", "extreme_aspect") and " at 0x" not in why.detail
             else:
                 n_read += 1
                 assert image.mode == "RGB" and image.width * image.height <= images.MAX_PIXELS

@@ -6,6 +6,7 @@ show is drawn, what has nothing to show says so, and memory stays bounded with 4
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
 import os
@@ -35,6 +36,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (K12.exists() and BENCH.exists()), reason="../shared/data is not there: no published rows"),
 ]
+HOURS = 2  # of one family at most
 MEMORY_GB = 3.0  # of a notebook's kernel at most, 0.5 of which are the libraries
 LONG = 4_000  # tokens of the longest solutions
 LARGE = (2400, 1700)  # pixels, 4 megapixels
@@ -146,7 +148,7 @@ def write_profile(folder: Path, model: Path, data: Path, url: str) -> None:
             "prms": {name: trained[name] for name in ("marker", "marker_hard", "chat", "orm")},
         },
         "07_generative_prm": {
-            "teacher": "endpoint", "endpoint": {"base_url": url, "model": "toy"}, "model": where, "n_tries": 0,
+            "teacher": {"base_url": url, "model": "toy"}, "model": where, "n_tries": 0,
             "n_train": 20, "epochs": {"critique": 1, "verdict_only": 1}, "n_problems": 12, "n_votes": 2,
             "judge_batch": 8, "learning_rate": 1.0e-4, "batch_size": 2,
         },
@@ -177,6 +179,8 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MMPRM_ROOT": str(root), "OMP_NUM_THREADS": "1"}
         environment |= {"OPENAI_API_KEY": "none", "HF_HUB_OFFLINE": "1"}
         environment.pop("MPLBACKEND", None)
+        # eight notebooks may take longer than one test may (faulthandler_timeout)
+        faulthandler.dump_traceback_later(HOURS * 3600, exit=True, file=sys.__stderr__)
         command = [sys.executable, "-m", "mmprm_lib.runner", "--profile", "real"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         done = subprocess.run(command, env=environment, text=True, check=False, **pipes)

@@ -48,6 +48,7 @@ def judge(text, gold, kind="expression", choices=()):
     # Chinese
     ("答案：12", "12"), ("【答案】B", "B"), ("故答案为：12", "12"), ("故选：B", "B"), ("故选B．", "B．"),
     ("因此，选 B。", "B"),
+    ("The answer is $\\frac{3}{4}$, i.e. 0.75.", "$\\frac{3}{4}$"),
     ("答：12 厘米。", "12 厘米"), ("所以答案是 12。然后", "12"), ("选项很多", None),
 ])  # fmt: skip
 def test_what_is_taken_from_a_text(text, answer):
@@ -88,6 +89,33 @@ def test_what_is_taken_from_a_text(text, answer):
     ("sqrt(12)", r"2\sqrt{3}", "correct"), ("√12", "2√3", "correct"), ("7:30 am", "7:30", "correct"),
     ("19:30", "7:30 pm", "correct"), ("7:30 am", "7:30 pm", "wrong"), ("correct", "True", "correct"),
     ("Incorrect.", "True", "wrong"),
+    # words for a set, for none, for a number
+    ("There is no solution.", "no solution", "correct"), ("the equation has no real roots", r"\emptyset", "correct"),
+    ("方程无实数根", "无解", "correct"), ("no value fits", "no solution", "unknown"), ("2", "no solution", "wrong"),
+    ("all real numbers", r"\mathbb{R}", "correct"), ("ℝ", r"\mathbb{R}", "correct"),
+    ("all reals", r"(-\infty,\infty)", "unknown"), ("infinitely many", r"\infty", "unknown"),
+    ("1 million", "1000000", "correct"), ("3 million dollars", "3000000", "correct"), ("3 million", "3", "wrong"),
+    ("3万人", "30000", "correct"), ("2 dozen", "24", "correct"), ("1st", "1", "correct"),
+    ("3rd quadrant", "third quadrant", "unknown"), ("Quadrant III", "third quadrant", "unknown"),
+    ("I don't know", "12", "wrong"), ("5 square units", "5", "correct"),
+    # one value in two writings, a note in brackets, a comma that may be a decimal sign
+    ("0.5 or 1/2", "1/2", "correct"), ("0.5 or 1/3", "1/2", "wrong"), ("7/3 ≈ 2.33", "7/3", "correct"),
+    ("4π ≈ 12.57", r"4\pi", "correct"), ("5π ≈ 15.7", r"4\pi", "wrong"), ("d ≈ 12 cm", "12 cm", "correct"),
+    ("12 (cm)", "12", "correct"), ("12(厘米)", "12 cm", "correct"), ("12 (cm)", "12 m", "wrong"),
+    ("3/4 (75%)", "0.75", "correct"), ("3/4 (70%)", "0.75", "unknown"), ("2 (x+1)", "2x+2", "correct"),
+    ("12,5", "12.5", "unknown"), ("1.234,5", "1234.5", "unknown"), ("12,5", "12.6", "wrong"),
+    ("12 cm, and the perimeter is 14 cm", "12", "unknown"), ("12 cm, 14 cm", "12", "wrong"),
+    # points by their names, values by the names of theirs
+    ("C(2, 3)", "(2,3)", "correct"), ("(2,3)", "A(2,3)", "correct"), ("A(2,3)", "A(2, 6/2)", "correct"),
+    ("the point (2, 3)", "(2,3)", "correct"), ("A(3,2)", "(2,3)", "wrong"), ("A(2,3)", "B(2,3)", "wrong"),
+    ("y = 3, x = 2", "(2,3)", "correct"), ("y = 2, x = 3", "(2,3)", "unknown"), ("y = 5, x = 6", "(2,3)", "wrong"),
+    # ratios, a factor after a slash, degrees in a function, equations but for a factor, inequalities for an interval
+    ("4:6:8", "2:3:4", "correct"), ("4:6:9", "2:3:4", "wrong"), ("1/2x", r"\frac{x}{2}", "unknown"),
+    ("2/3π", r"\frac{2}{3}\pi", "unknown"), ("x/2", r"\frac{x}{2}", "correct"), ("2x=x^2", "x=2", "unknown"),
+    (r"\sin 60^\circ", r"\frac{\sqrt3}{2}", "correct"), (r"\sin 30^\circ", r"\frac{\sqrt3}{2}", "wrong"),
+    ("2x+4y-6=0", "x+2y-3=0", "correct"), ("2x+4=0", "x+2=0", "unknown"), ("y=2x+1", "y=2x-1", "wrong"),
+    ("x ≤ 3 and x ≥ -1", "[-1,3]", "unknown"),
+    ("x=2或x=-3", "-3, 2", "correct"),
 ])  # fmt: skip
 def test_what_is_said_of_an_answer(answer, gold, label):
     assert judge(f"\\boxed{{{answer}}}", gold).label == label
@@ -95,10 +123,18 @@ def test_what_is_said_of_an_answer(answer, gold, label):
 
 @pytest.mark.parametrize("text, gold, label", [
     ("A and C", "AC", "correct"), ("A、C", "A, C", "correct"), ("(a)", "A", "correct"), ("A or C", "A", "unknown"),
-    ("either A or B", "A", "unknown"), ("I, J", "IJ", "correct"), ("A circle", "A", "unknown"),
+    ("either A or B", "A", "unknown"), ("A, B, and D", "ABD", "correct"), ("A (12)", "A", "correct"),
+    ("A (12)", "B", "wrong"), ("not B", "B", "unknown"), ("Both A and B", "AB", "unknown"),
+    ("I, J", "IJ", "correct"), ("A circle", "A", "unknown"),
 ])  # fmt: skip
 def test_letters_in_the_wild(text, gold, label):
     assert judge(f"Answer: {text}", gold, "choice").label == label
+
+
+@pytest.mark.parametrize("text", ["**Answer:**\n(1) 3\n(2) 5", "**(1)** 3\n**(2)** 5", "Answer: (1) 3\n(2) 5"])
+def test_parts_in_several_lines(text):
+    assert judge(text, "3\n5").label == "correct" and judge(text, "5\n3").label == "wrong"
+    assert judge(text, "3\n6").label == "wrong"
 
 
 def test_a_box_that_is_taken_back_is_unknown():
