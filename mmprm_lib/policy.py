@@ -254,6 +254,8 @@ def taken(
             file.unlink(missing_ok=True)
         return None
     found = json.loads(file.read_text())
+    if first():
+        clear(output_dir)  # one that was killed just after it had written its file has left checkpoints
     again, _ = models.load(output_dir, dtype=model.dtype, trust_remote_code=trust_remote_code)
     return again.to(model.device), found["history"]
 

@@ -290,6 +290,8 @@ def _finished(output_dir: str | Path, key: str, model, processor) -> TrainedPRM 
         return None
     kept = json.loads(file.read_text())
     models.check_index(Path(output_dir))
+    if checkpoints.first():
+        checkpoints.clear(output_dir)  # one that was killed after it had saved its PRM has left them
     again = type(model).from_pretrained(output_dir, dtype=model.dtype, use_safetensors=True).to(model.device).eval()
     return TrainedPRM(_form(kept.pop("form")), again, processor, **kept)
 

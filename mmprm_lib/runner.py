@@ -103,6 +103,8 @@ def execute(stage: Stage) -> float:
 
     NotebookError if a cell fails, the kernel dies, or the notebook ends without `run.finish()`.
     """
+    # papermill's jsonschema compiles grammars of web addresses with it, for 2 seconds, and no notebook needs them
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from nbclient.exceptions import DeadKernelError
 

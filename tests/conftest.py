@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 
 # the tests of one process must not fight over two cores, and must find nothing but what is in the repository
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+sys.modules.setdefault("rfc3987_syntax", None)  # else nbformat's jsonschema compiles its grammars for 2 seconds
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker has a core: more threads of torch would stand in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -60,6 +61,8 @@ SECOND = [
 
 def write_notebook(path: Path, cells: list[tuple[str, str]]) -> None:
     """Nothing; writes a notebook of code cells, each a (tag, source)."""
+    import nbformat
+
     notebook = nbformat.v4.new_notebook()
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     for position, (tag, source) in enumerate(cells):

@@ -306,9 +306,11 @@ def test_the_key_of_a_training_covers_what_shapes_it_and_nothing_else(folder, tm
 def test_a_finished_training_is_taken_as_it_is(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(SETTINGS, "epochs", 0.5)
     made = train(folder, tmp_path)
+    (tmp_path / "checkpoint-2").mkdir()  # as a training leaves it that is killed after it has saved its PRM
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.ResumingTrainer, "train_from", None)
         again = train(folder, tmp_path)
+    assert not list(tmp_path.glob("checkpoint*"))
     assert again.key == made.key != "" and again.history == made.history and again.form == made.form
     assert again.scorer().fingerprint == made.scorer().fingerprint
     assert train(folder, tmp_path, seed=1).key != made.key

@@ -19,12 +19,17 @@ from tests.conftest import REPOSITORY
 from tests.servers import ChatServer, free_port, ok
 
 
-def call(*arguments: str, root: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The finished process of the runner with --dry-run, its output as one text."""
-    command = [sys.executable, "-m", "mmprm_lib.runner", "--dry-run", *arguments]
-    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MMPRM_ROOT": str(root), **environment}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.run(command, env=variables, check=False, timeout=300, **pipes)
+@pytest.fixture
+def dry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A function: (exit code, output as one text) of the dry run in this process, which has its libraries already."""
+
+    def call(*arguments: str, root: Path = REPOSITORY, **environment: str) -> tuple[int, str]:
+        for name, value in {"MMPRM_ROOT": str(root), **environment}.items():
+            monkeypatch.setenv(name, value)
+        code = dryrun.main(list(arguments))
+        return code, "".join(capsys.readouterr())
+
+    return call
 
 
 def lines_of(text: str, stage: str) -> list[str]:
@@ -54,17 +59,20 @@ def profile(root: Path, **files: str) -> None:
         (root / "params" / "mine" / f"{notebook.stem}.yaml").write_text(text)
 
 
-def test_in_the_tiny_profile_everything_is_there(tmp_path):
-    done = call("--profile", "tiny", MMPRM_RESULTS=str(tmp_path / "none"))
-    assert done.returncode == 0, done.stdout
-    assert "MISSING" not in done.stdout and done.stdout.rstrip().endswith("nothing is missing")
-    assert "ok       02_policy: this run makes it" in done.stdout and "ok       model embedded: embedded" in done.stdout
-    assert "02_policy: 147,200 tokens generated" in done.stdout
+def test_in_the_tiny_profile_everything_is_there(dry, tmp_path):
+    code, out = dry("--profile", "tiny", MMPRM_RESULTS=str(tmp_path / "none"))
+    assert code == 0, out
+    assert "MISSING" not in out and out.rstrip().endswith("nothing is missing")
+    assert "ok       02_policy: this run makes it" in out and "ok       model embedded: embedded" in out
+    assert "02_policy: 147,200 tokens generated" in out
     assert not (tmp_path / "none").exists(), "a dry run writes nothing"
 
 
 def test_at_paper_scale_what_is_missing_is_told_and_nothing_crashes():
-    done = call("--profile", "paper", HF_HUB_OFFLINE="1", OPENAI_API_KEY="")
+    command = [sys.executable, "-m", "mmprm_lib.runner", "--dry-run", "--profile", "paper"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": ""}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, env=environment, check=False, timeout=300, **pipes)
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stdout
     for words in (
@@ -78,14 +86,13 @@ def test_at_paper_scale_what_is_missing_is_told_and_nothing_crashes():
     assert "in all: " in done.stdout and "no train problem is left" not in done.stdout
 
 
-def test_parameters_that_do_not_fit_are_all_told_before_anything_else(root):
+def test_parameters_that_do_not_fit_are_all_told_before_anything_else(dry, root):
     profile(root, n01="n_trian: 5\n", n03='temperature: "1e-1"\nn_rollouts: 0\n')
-    done = call("--profile", "mine", root=root)
-    assert done.returncode == 2
-    assert "n_trian is unknown" in done.stdout and "write 1.0e-1" in done.stdout and "n_rollouts is 0" in done.stdout
+    code, out = dry("--profile", "mine", root=root)
+    assert code == 2 and "n_trian is unknown" in out and "write 1.0e-1" in out and "n_rollouts is 0" in out
 
 
-def test_each_kind_of_thing_that_can_be_missing_is_named(root):
+def test_each_kind_of_thing_that_can_be_missing_is_named(dry, root):
     (root / "rows.jsonl").write_text("{}\n")
     (root / "empty").mkdir()
     profile(
@@ -93,9 +100,9 @@ def test_each_kind_of_thing_that_can_be_missing_is_named(root):
         n03=f"policy: solver\nengine: http://127.0.0.1:{free_port()}/v1\n", n04="model: no such model\ninit: base\n",
         n06="policy: 02_policy/policy\nengine: vllm\nn_workers: 2\n", n09="sweep_name: nothing\n",
     )  # fmt: skip
-    done = call("--profile", "mine", root=root)
-    assert done.returncode == 1, done.stdout
-    told = {name: " ".join(lines_of(done.stdout, name)) for name in ("01_data", "02_policy", "03_mc_labeling",
+    code, out = dry("--profile", "mine", root=root)
+    assert code == 1, out
+    told = {name: " ".join(lines_of(out, name)) for name in ("01_data", "02_policy", "03_mc_labeling",
             "04_prm_training", "06_best_of_n", "09_soft_labels")}  # fmt: skip
     assert "MISSING  path nowhere.jsonl: there is no such file" in told["01_data"]
     assert "ok       solutions_path rows.jsonl" in told["02_policy"]

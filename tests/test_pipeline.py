@@ -45,15 +45,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def vouched(results: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+@pytest.fixture(scope="session")
+def reasons(results: Path) -> dict[str, str]:
     """Why each stage would have to run, by name; empty texts where its manifest vouches."""
-    monkeypatch.setenv("MMPRM_RESULTS", str(results))
-    return {stage.name: stages.why_run(stage) for stage in stages.plan("smoke")[0]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMPRM_RESULTS", str(results))
+        return {stage.name: stages.why_run(stage) for stage in stages.plan("smoke")[0]}
 
 
 @every_notebook
-def test_a_notebook_runs_and_its_manifest_vouches(name, results, monkeypatch):
-    assert vouched(results, monkeypatch)[name] == ""
+def test_a_notebook_runs_and_its_manifest_vouches(name, results, reasons):
+    assert reasons[name] == ""
     folder = results / "smoke" / name
     text = (folder / f"{name}.ipynb").read_text(encoding="utf-8")
     assert str(REPOSITORY) not in text and str(results) not in text
@@ -96,6 +98,21 @@ def nbval(folder: Path, results: Path) -> subprocess.CompletedProcess[str]:
     return call("-m", "pytest", *options, *plain, *sorted(folder.glob("*.ipynb")), results=results)
 
 
+def prepared(planned: list[stages.Stage], path: Path) -> None:
+    """Nothing; writes prepared copies of notebooks one behind the other, as one, which imports the libraries once.
+
+    The runner has given each a kernel of its own; here nothing is left of the names of the one before.
+    """
+    cells = []
+    for stage in planned:
+        papermill.execute_notebook(stage.source, path, stage.given, prepare_only=True)
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        cells += [{**cell, "id": f"{stage.name[:2]}-{cell['id']}"} for cell in notebook["cells"]]
+        forget = {"cell_type": "code", "source": "%reset -f in\n%reset -f", "execution_count": None, "outputs": []}
+        cells.append({**forget, "id": f"{stage.name[:2]}-forget", "metadata": {}})
+    path.write_text(json.dumps({**notebook, "cells": cells}), encoding="utf-8")
+
+
 def test_the_checked_cells_print_what_is_committed(results, tmp_path):
     # on copies, because this runs again in place, and other tests look at the results; it is a resume as well
     planned = stages.plan("smoke")[0]
@@ -104,8 +121,7 @@ def test_the_checked_cells_print_what_is_committed(results, tmp_path):
         shutil.copytree(results, tmp_path / f"results{part}")
         build = tmp_path / f"notebooks{part}"
         build.mkdir()
-        for stage in planned[part::2]:
-            papermill.execute_notebook(stage.source, build / stage.source.name, stage.given, prepare_only=True)
+        prepared(planned[part::2], build / "all.ipynb")
         return build, nbval(build, tmp_path / f"results{part}")
 
     with ThreadPoolExecutor(2) as pool:
@@ -121,15 +137,16 @@ def test_the_checked_cells_print_what_is_committed(results, tmp_path):
             assert first == second, f"{stage.name} states other numbers when it runs again"
 
 
-@pytest.mark.parametrize(("printed", "verdict"), [("4\n", 0), ("5\n", 1)])
-def test_nbval_really_compares(tmp_path, printed, verdict):
+def test_nbval_really_compares(tmp_path):
     path = tmp_path / "build" / "01_check.ipynb"
-    write_notebook(path, [("keep_output", "# NBVAL_CHECK_OUTPUT\nprint(2 + 2)")])
+    write_notebook(path, [("keep_output", "# NBVAL_CHECK_OUTPUT\nprint(2 + 2)")] * 2)
     notebook = json.loads(path.read_text())
-    notebook["cells"][0]["execution_count"] = 1
-    notebook["cells"][0]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": printed}]
+    for cell, printed in zip(notebook["cells"], ("4\n", "5\n"), strict=True):
+        cell["execution_count"] = 1
+        cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": printed}]
     path.write_text(json.dumps(notebook))
-    assert nbval(path.parent, tmp_path).returncode == verdict
+    done = nbval(path.parent, tmp_path)
+    assert done.returncode == 1 and "01_check.ipynb::Cell 1\n1 failed, 1 passed" in done.stdout, done.stdout
 
 
 def test_a_sweep_runs_on_what_the_notebooks_wrote(results):
