@@ -108,7 +108,7 @@ $(VLLM_STAMP):
 	@rm -f $(VLLM)/.ready-* && touch $@
 
 test-vllm: $(VLLM_STAMP)
-	@echo "make test-vllm: vLLM, in process and as a server, Ray, and all model families, really run; 15 to 25 minutes on 2 cores"
+	@echo "make test-vllm: vLLM, in process and as a server, Ray, and all model families, really run; 20 to 30 minutes on 2 cores"
 	@$(VLLM)/bin/python -m pytest tests/test_fleet.py tests/test_machines.py tests/test_engine.py tests/test_families.py \
 	  tests/test_convert.py
 
