@@ -303,8 +303,8 @@ class TransformersGenerator:
         return [self._ended(*each, sampling) for each in zip(entries, rows, drawing.choice_probs, strict=True)]
 
     def _begun(self, entries: list[_Entry]) -> dict[str, Any]:
-        """What `generate` is given beside the tokens: the images; where samples share a prompt, its cache instead, up to
-        the last token, computed once.
+        """What `generate` is given beside the tokens: the images; where samples share a prompt, its cache instead,
+        computed once, up to the last token.
         """
         alike = list({id(e): e for e in entries}.values())
         images = self.prompts.collate([e.prompt for e in alike], [len(e.ids) for e in alike])
