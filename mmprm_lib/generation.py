@@ -18,7 +18,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .architecture import context_length, fits_slots
+from .architecture import context_length, fits_slots, went_on
 from .asking import Completion, Finished, Generator, More, Request, failed, nothing_more
 from .choices import ChoiceRule, Probs
 from .decoding import ChoiceSampling, InverseCdf, Sampling, uniforms
@@ -78,7 +78,7 @@ class TransformersGenerator:
     samples are drawn of it. A sample depends on the seed, the request's key and its own number only; batching may
     change a logit in its last float32 digits, so that once in some 10^5 tokens, where a random number falls on the
     border of two tokens, another one is drawn. Models that do not fit the slots (`architecture.fits_slots`) run through
-    `model.generate` with the same random numbers; their prompts are encoded and prefilled once per sample.
+    `model.generate` with the same random numbers, a batch after the other.
     """
 
     def __init__(self, model: Any, processor: Any, batch_size: int = 512, name: str = "") -> None:
@@ -292,17 +292,33 @@ class TransformersGenerator:
             do_sample=False, max_new_tokens=max(e.budget for e in entries), eos_token_id=self.eos,
             pad_token_id=self.prompts.pad_id,
         )  # fmt: skip
-        ends = stop_test(self.tokenizer, sampling.stop)
-        images = self.prompts.collate([e.prompt for e in entries], [len(e.ids) for e in entries])
-        rule = self._rule(sampling)
+        ends, rule = stop_test(self.tokenizer, sampling.stop), self._rule(sampling)
         tails = [e.before[-rule.tail :] if rule else [] for e in entries]
         drawing = InverseCdf(uniform, ids.shape[1], sampling, rule, tails)
         out = self.model.generate(
-            input_ids=ids, attention_mask=mask, **images, generation_config=config, logits_processor=[drawing],
-            stopping_criteria=[_Stops(ends, ids.shape[1])] if ends else None,
+            input_ids=ids, attention_mask=mask, **self._begun(entries), generation_config=config,
+            logits_processor=[drawing], stopping_criteria=[_Stops(ends, ids.shape[1])] if ends else None,
         )  # fmt: skip
         rows = out[:, ids.shape[1] :].tolist()
         return [self._ended(*each, sampling) for each in zip(entries, rows, drawing.choice_probs, strict=True)]
+
+    def _begun(self, entries: list[_Entry]) -> dict[str, Any]:
+        """What `generate` is given beside the tokens: the images; where samples share a prompt, its cache instead,
+        computed once, up to the last token.
+        """
+        alike = list({id(e): e for e in entries}.values())
+        images = self.prompts.collate([e.prompt for e in alike], [len(e.ids) for e in alike])
+        if len(alike) == len(entries):
+            return images
+        ids, mask = self.prompts.pad([e.ids for e in alike])
+        rows = {name: each[:, :-1] if each.shape == ids.shape else each for name, each in images.items()}
+        body, places = self.model.base_model, {id(e): i for i, e in enumerate(alike)}
+        cache, _ = went_on(body, {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], **rows})
+        chosen = torch.tensor([places[id(e)] for e in entries], device=ids.device)
+        cache.batch_select_indices(chosen)
+        if hasattr(body, "rope_deltas"):
+            body.rope_deltas = body.rope_deltas[chosen]
+        return {"past_key_values": cache}
 
     def _ended(self, entry: _Entry, row: list[int], probs: dict[int, Probs], sampling: Sampling) -> Completion:
         """A row of `generate` as it would have ended by itself; other rows may have kept it running."""

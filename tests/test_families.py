@@ -20,6 +20,7 @@ from mmprm_lib.generation import Request, Sampling, TransformersGenerator
 from mmprm_lib.prompts import text_of
 from mmprm_lib.schema import Critique, CritiqueStep, StepLabels
 from tests import families
+from tests.conftest import REPOSITORY
 from tests.doubles import problem, solution
 
 PARTS = ["Bar A is 3", "Sum: 7 + 8 = 16", "Bar <image> is 3\n", "Answer: 12"]
@@ -164,6 +165,16 @@ def moved(before, after):
     return {k for k in before if any(not torch.equal(a, b) for a, b in zip(before[k], after[k], strict=True))}
 
 
+def test_the_table_of_families_says_what_is_tested_here():
+    lines = (REPOSITORY / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
+    said = {row[0].split("`")[1]: row[1:] for row in rows if len(row) == 5}
+    assert set(said) == set(families.FAMILIES)
+    for name, (*found, why) in said.items():
+        assert found == ["yes" if name in kind else "no" for kind in (SLOTS, PACKED, SHARED)], name
+        assert bool(why) is ("no" in found), name
+
+
 # -- templates and processors
 
 
@@ -283,6 +294,25 @@ def test_the_batch_changes_no_sample(family):
         for size in (64, 3)
     )  # fmt: skip
     assert together == alone and len({tuple(texts) for texts in together.values()}) > 1
+
+
+def test_an_image_is_encoded_once_however_many_samples_are_drawn(family):
+    model, processor = fresh(family)
+    requests, rows = [Request(p, prefix) for p in family.problems for prefix in ((), ("Bar A is 3",))], []
+
+    def count(module, args, kwargs, out):
+        rows.append(next(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)).shape[0])
+
+    architecture.vision_towers(model)[0].register_forward_hook(count, with_kwargs=True)  # tiles, or patches
+    sampling, texts, encoded = Sampling(temperature=1.0, max_new_tokens=4, seed=5), {}, {}
+    for n in (1, 4):
+        generator = TransformersGenerator(model, processor, 8)
+        found = {(r.problem.problem_id, r.prefix): each for r, each in generator.sample(requests, n, sampling)}
+        texts[n] = {key: [c.text for c in each] for key, each in found.items()}
+        encoded[n], rows[:] = sum(rows), []
+    assert 0 < encoded[4] <= encoded[1]
+    assert {key: each[:1] for key, each in texts[4].items()} == texts[1]  # drawn from one prompt's cache, and alone
+    assert all(len(set(each)) > 1 for each in texts[4].values())
 
 
 def test_no_space_is_lost_or_won_where_a_text_goes_on(family):
