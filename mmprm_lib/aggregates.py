@@ -24,6 +24,17 @@ def benchmark_of(problems: Sequence[Problem]) -> str:
     return names.pop() if len(names) == 1 else ""
 
 
+def named(problems: Sequence[Problem]) -> str:
+    """The benchmark, and whether the problems are all of it or a part, by bad rows or a smaller run; "" for none.
+
+    A part is no number that could be put beside a published one.
+    """
+    if not (name := benchmark_of(problems)):
+        return ""
+    n, n_all = len({p.problem_id for p in problems}), registry.benchmark(name).n
+    return f"{name}, all {n:,} questions" if n == n_all else f"{name}, A PART: {n:,} of its {n_all:,} questions"
+
+
 def table(problems: Sequence[Problem], labels: Mapping[str, Sequence[str]], seed: int = 0) -> pd.DataFrame:
     """The benchmark's own aggregates of each method, a row each: method, then COLUMNS; no rows outside a benchmark.
 

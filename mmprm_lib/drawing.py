@@ -26,6 +26,7 @@ SCORE_MAP = sns.blend_palette(["#D55E00", "#F7F7F7", "#0072B2"], as_cmap=True)  
 TRUTHS = {1: ("right", "#0072B2"), -1: ("wrong", "#D55E00"), 0: ("neutral", "#666666")}
 MM = 1 / 25.4
 CAPTION_CHARACTERS = 17  # per inch of width, at the caption's size
+MAX_ROWS = 40  # steps on a card: a figure of thousands cannot be saved
 
 
 def set_style() -> None:
@@ -132,14 +133,16 @@ def solution_with_scores(
     """The image beside the steps, each in the colour and with the number of its score; with `truth` a sign of what it
     really is.
 
-    Orange is low, white 0.5, blue high; a step without a score (None) is hatched.
+    Orange is low, white 0.5, blue high; a step without a score (None) is hatched. Of more than MAX_ROWS steps the first
+    are shown, and how many there are.
     """
     if len(steps) != len(scores) or (truth is not None and len(truth) != len(steps)):
         raise ValueError(
             f"{problem.problem_id}: {len(steps)} steps, {len(scores)} scores, {len(truth or steps)} truths"
         )
     set_style()
-    texts = [_wrap(step, 52, lines=6) for step in steps]
+    shown = rows_shown(len(steps))
+    texts = [_wrap(steps[i], 52, lines=6) for i in shown]
     question = _problem_text(problem)
     heights = [1.15 + 0.75 * text.count("\n") for text in texts]
     figure = Figure(
@@ -152,15 +155,26 @@ def solution_with_scores(
     left.text(
         0.5, -0.03, plain(f"answer: {problem.answer}"), transform=left.transAxes, ha="center", va="top", fontsize=9
     )
-    _score_rows(right, texts, heights, scores, truth, score_name)
+    _score_rows(right, texts, heights, scores, truth, score_name, shown)
     return add_caption(figure, caption)
 
 
+def rows_shown(n_steps: int, about: int = 0) -> range:
+    """The steps that a card shows, MAX_ROWS at most, with the one numbered `about` (from 0) among them."""
+    first = max(0, min(about - MAX_ROWS // 2, n_steps - MAX_ROWS))
+    return range(first, min(n_steps, first + MAX_ROWS))
+
+
 def _score_rows(
-    axes: Axes, texts: list[str], heights: list[float], scores: Sequence, truth: Sequence | None, name: str
-) -> None:
+    axes: Axes, texts: list[str], heights: list[float], scores: Sequence, truth: Sequence | None, name: str,
+    shown: range,
+) -> None:  # fmt: skip
     top, end = 0.0, 10.0
-    for index, (text, height, score) in enumerate(zip(texts, heights, scores, strict=True)):
+    if len(shown) < len(scores):
+        part = f"steps {shown.start + 1} to {shown.stop} of {len(scores)}"
+        axes.text(0.15, -0.15, part, fontsize=8, color="#444444")
+    for index, text, height in zip(shown, texts, heights, strict=True):
+        score = scores[index]
         known = score is not None and not np.isnan(score)
         colour = SCORE_MAP(float(np.clip(score, 0, 1))) if known else "white"
         edge = dict(edgecolor="#666666", lw=0.6, hatch=None if known else "//")

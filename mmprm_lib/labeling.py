@@ -24,6 +24,7 @@ from .steps import split
 
 FORMAT = 2  # of the records written here: a change of what they mean changes the key of every file
 STRATEGIES = ("exhaustive", "adaptive")
+MAX_STEPS = 1000  # of a solution; rollouts grow with their number, the text of their prefixes with its square
 BLOCK = 256  # most solutions that are looked at together to share prefixes
 SAMPLING = Sampling()  # temperature 1, as VisualPRM samples solutions and rollouts
 _named, _resumed = named, resumed
@@ -125,8 +126,9 @@ def label(
     Solutions are read as the generator asks for them; only those in flight are held, and no completion is kept.
     Solutions of one problem that stand side by side share what the options let them share.
     `truth` fills the column of that name for problems of the embedded world. KeyError if a solution's problem is not
-    among `problems`.
+    among `problems`; ValueError if a solution has more than MAX_STEPS.
     """
+    solutions = _bounded(solutions)
     if options.strategy == "adaptive":
         yield from adaptive.label(solutions, problems, generator, options.adaptive, sampling, truth)
         return
@@ -139,6 +141,14 @@ def label(
     for record in records:
         known = truth is not None and record.problem.scene is not None
         yield _labels(record, options, truth(record.problem, record.solution.steps) if known else None)
+
+
+def _bounded(solutions: Iterable[Solution]) -> Iterator[Solution]:
+    for solution in solutions:
+        if (n := len(solution.steps)) > MAX_STEPS:
+            why = f"{n} steps, and rollouts go on from each of {MAX_STEPS} at most"
+            raise ValueError(f"solution {solution.solution_id!r} has {why}: merge them (steps.split, max_steps=12)")
+        yield solution
 
 
 def _opened(solution: Solution, problems: dict[str, Problem], options: Options) -> _Open:
@@ -310,7 +320,7 @@ def _written(
     path: str | Path, solutions: Sequence[Solution], problems: Collection[Problem], generator: Generator,
     options: Options, sampling: Sampling, truth: Truth | None, keep: bool, retry: bool,
 ) -> Sequence[StepLabels]:  # fmt: skip
-    wanted = {s.problem_id for s in solutions}
+    wanted = {s.problem_id for s in _bounded(solutions)}  # before anything is drawn
     names = named(p for p in problems if p.problem_id in wanted)
 
     def key(solutions: Iterable[Solution]) -> str:

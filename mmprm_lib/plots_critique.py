@@ -27,6 +27,7 @@ from .drawing import (
     add_caption,
     new_figure,
     plain,
+    rows_shown,
     set_style,
 )
 from .plots import _errors, _interval_note
@@ -62,7 +63,8 @@ def critique_card(
     """
     set_style()
     steps, judged = list(solution.steps), [s.p_correct for s in critique.steps]
-    texts = [_wrap(step, 52, lines=4) for step in steps]
+    shown = rows_shown(len(steps), (critique.first_error or 1) - 1)
+    texts = [_wrap(steps[i], 52, lines=4) for i in shown]
     heights = [1.15 + 0.75 * text.count("\n") for text in texts]
     notes = _notes(critique)
     note_height = sum(0.95 + 0.7 * text.count("\n") for _, text in notes) + 0.6
@@ -77,7 +79,7 @@ def critique_card(
     given = f"\nthis solution: {solution.answer or 'none'} ({solution.verdict})" if known else ""
     answer = _wrap(f"answer: {problem.answer}{given}", 40)
     left.text(0.5, -0.03, answer, transform=left.transAxes, ha="center", va="top", fontsize=9)
-    _score_rows(right, texts, heights, [*judged, *[None] * len(steps)][: len(steps)], truth, "p(Correct)")
+    _score_rows(right, texts, heights, [*judged, *[None] * len(steps)][: len(steps)], truth, "p(Correct)", shown)
     for row in right.patches:
         if row.get_hatch():  # what was not judged stays readable
             row.set(edgecolor="#cccccc")
@@ -85,7 +87,8 @@ def critique_card(
     right.set_ylim(end + note_height, -0.6)
     _write_notes(right, notes, end + 0.35)
     if critique.first_error:
-        top, place = sum(heights[: critique.first_error - 1]), critique.first_error - 1
+        place = critique.first_error - 1 - shown.start
+        top = sum(heights[:place])
         right.add_patch(mpl.patches.Rectangle((0, top), 10, heights[place] * 0.92, fill=False, ec="black", lw=2.4))
     return add_caption(figure, caption or "Thick frame: the step judged Incorrect. Hatched: not judged.")
 

@@ -255,7 +255,7 @@ def test_nothing_that_is_pickled_in_a_checkpoint_is_read(folder, tmp_path, monke
         for name in names:
             torch.save(Evil(tmp_path / "ran"), place / name)
     again = train(folder, tmp_path / "out")
-    assert same(tmp_path / "whole", tmp_path / "out") and again.history == whole.history
+    assert same(tmp_path / "whole", tmp_path / "out") and again.history[:-1] == whole.history[:-1]
     index = {"weight_map": {"vlm.x": "pytorch_model.bin"}}  # beside a PRM that is finished, and is taken as it is
     (tmp_path / "out" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="index.json names 'pytorch_model.bin': only .safetensors files"):

@@ -193,3 +193,12 @@ def test_problems_of_no_or_several_benchmarks_have_no_aggregate():
     with pytest.raises(ValueError, match="1 verdicts for 2 problems"):
         aggregates.table([row("mathverse", "1", "a")] * 2, {"m": ["correct"]})
     assert np.isnan(aggregates.table([row("dynamath", "1", "a")], {"m": ["correct"]})["value"][1])
+
+
+def test_a_part_of_a_benchmark_says_so():
+    def of(n, name="mmmu"):
+        return [SimpleNamespace(problem_id=str(i), grading={"benchmark": name}) for i in range(n)]
+
+    assert aggregates.named(of(900)) == "mmmu, all 900 questions"
+    assert aggregates.named(of(847)) == "mmmu, A PART: 847 of its 900 questions"  # those with one image
+    assert aggregates.named(of(3) + of(3, "mathvista")) == aggregates.named([]) == ""

@@ -713,10 +713,10 @@ def test_an_array_is_read_whatever_the_pieces_it_comes_in(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", "element 0: .*the file ends before the array does"),
-        ("[{}", "element 1: .*the file ends within it"),
-        ("[{} {}]", r"element 1: .*found '\{\}\]', wanted ','"),
-        ("[{},", "element 1: .*the file ends before the array does"),
+        ("[", "element 0, .*the file ends before the array does"),
+        ("[{}", "element 1, .*the file ends within it"),
+        ("[{} {}]", r"element 1, .*found '\{\}\]', wanted ','"),
+        ("[{},", "element 1, .*the file ends before the array does"),
         ("[nul]", "element 1"),
         ("[" * 5000, "element 1"),
     ],
@@ -739,7 +739,7 @@ def test_a_broken_element_is_not_sought_through_the_whole_file(tmp_path, monkeyp
             return read_text(self, size)
 
     monkeypatch.setattr(rows.io, "TextIOWrapper", Counted)
-    with pytest.raises(ValueError, match="rows.json, element 1: .*Expecting value"):
+    with pytest.raises(ValueError, match="rows.json, element 1, .*Expecting value"):
         read("mm_prm_rows", tmp_path / "rows.json")
     assert sum(sizes) < 400  # 10 + 10 + 19 + 38 + 76, and then it is over 100
 
