@@ -103,7 +103,6 @@ class VllmGenerator:
         self.tokenizer, self.in_flight, self.name = self.processor.tokenizer, in_flight, name or Path(source).name
         self.n_generated_tokens, self._n_asked, self._vllm, self._source = 0, 0, vllm, source
         settings = {"dtype": "auto", "enable_prefix_caching": True, "limit_mm_per_prompt": {"image": 1}}
-        settings["load_format"] = "safetensors"  # else it would look for pickled weights, too
         if current_platform.is_cpu():
             settings["enable_chunked_prefill"] = False  # half a prompt with a seed ends vLLM 0.32's engine on a CPU
         settings |= {"disable_log_stats": True, "seed": 0, **options}
