@@ -49,7 +49,7 @@ run: $(STAMP)
 	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)") $(if $(FORCE),--force) $(if $(DRY_RUN),--dry-run)
 
 test: $(STAMP)
-	@echo "make test: 10 to 15 minutes on 2 cores, on all of them at once, and 2 for the set-up"
+	@echo "make test: 5 to 10 minutes on 2 cores, by their speed, and 1 to 3 for the set-up"
 	@$(PY) -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 slow: $(STAMP)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from mmprm_lib import data, encoding, evaluation, models, parameters, prm, released, scoring, stages
 from mmprm_lib.schema import Scores
@@ -225,6 +226,7 @@ def test_code_of_a_checkpoint_does_not_run_unless_the_user_says_so(tmp_path):
         {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}}
     ))  # fmt: skip
     (folder / "theirs.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Config: pass\n")
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match="python -m mmprm_lib.convert makes one of InternVL's own"):
         models.load(folder)
     assert not ran.exists()
