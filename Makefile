@@ -71,6 +71,8 @@ bench: $(STAMP)
 	  else echo "no critic to measure: make run makes one"; fi
 	@if [ -d $(VLLM) ]; then VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python benchmarks/bench_vllm.py --model $(POLICY) \
 	  --out results/bench/bench.json; else echo "no vLLM to measure: make vllm-env makes its environment"; fi
+	@if [ -d $(VLLM) ] && [ -e /proc/driver/nvidia/version ]; then \
+	  $(VLLM)/bin/python benchmarks/bench_chip.py --out results/bench/bench.json; fi
 	@$(PY) benchmarks/common.py results/bench/bench.json
 
 sweep: $(STAMP)
@@ -110,7 +112,7 @@ $(VLLM_STAMP):
 test-vllm: $(VLLM_STAMP)
 	@echo "make test-vllm: vLLM, in process and as a server, Ray, and all model families, really run; 20 to 30 minutes on 2 cores"
 	@$(VLLM)/bin/python -m pytest tests/test_fleet.py tests/test_machines.py tests/test_engine.py tests/test_families.py \
-	  tests/test_convert.py
+	  tests/test_convert.py tests/test_chip.py
 
 base: $(STAMP)
 	@echo "make base: about an hour on 2 cores, minutes on a GPU; replaces mmprm_lib/assets/base"
