@@ -44,7 +44,7 @@ $(STAMP):
 	@rm -f $(VENV)/.ready-* && touch $@
 
 run: $(STAMP)
-	@echo "make run: profile tiny takes 22 to 35 minutes on 2 cores, by their speed, set-up included (5 GB); a second call takes seconds"
+	@echo "make run: profile tiny takes 16 to 30 minutes on 2 cores, by their speed, set-up included (5 GB); a second call takes seconds"
 	@$(PY) -m mmprm_lib.runner --profile "$(PROFILE)" $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)") $(if $(FORCE),--force) $(if $(DRY_RUN),--dry-run)
 
