@@ -5,20 +5,27 @@ token see the prompt and its own ancestors only, and its position counts from th
 every decision has the value it has when its solution stands alone, and so has the loss, a sum over decisions.
 
 Texts to be learnt token by token share the prompt alone: where they part, one token has several successors.
+
+The rows of a batch follow one another without padding, as one long row; attention alone looks at each by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from .encoding import Encoded, Encoder
 from .objective import IGNORED
 
 NO_PARENT = -1
 NO_TARGET = -100  # the label of a token that is not learnt, as transformers has it
+BY_ROWS = "mmprm_rows"  # the attention of `attention_by_rows`, as transformers' configurations name it
 
 
 @dataclass
@@ -134,21 +141,69 @@ def rows_per_batch(batch_size: int, n_solutions: int, n_rows: int) -> int:
     return max(1, batch_size // max(1, round(n_solutions / n_rows)))
 
 
-def tensors(encoder: Encoder, rows: Sequence[Packed]) -> dict[str, torch.Tensor]:
-    """As `Encoder.collate`, with `position_ids` (row, token) and a float `attention_mask` (row, 1, token, token), 0
-    where seen.
+def tensors(encoder: Encoder, rows: Sequence[Packed]) -> dict:
+    """As `Encoder.collate`, all rows one after another in one: `input_ids`, `position_ids` (1, token) and `positions`
+    (1, decision).
+
+    `row_ends` lists where each ends, and the float `attention_mask` (row, 1, token, token), as wide as the longest, is
+    0 where seen: a model takes them inside `by_rows`.
     """
     batch = encoder.collate([Encoded(r.ids, r.positions, r.first.problem, r.first.text) for r in rows])
-    width = batch["input_ids"].shape[1]
-    seen = torch.stack([visible(r, width) for r in rows])[:, None]
-    batch["attention_mask"] = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
-    batch["position_ids"] = torch.tensor([r.places + [0] * (width - len(r.ids)) for r in rows])
-    return batch
+    kept = batch.pop("attention_mask").bool()
+    del batch["positions"]
+    flat = {key: t[kept][None] if t.shape == kept.shape else t for key, t in batch.items()}
+    ends = [int(n) for n in kept.sum(1).cumsum(0)]
+    places = [p + end - len(row.ids) for row, end in zip(rows, ends, strict=True) for p in row.positions]
+    seen = torch.stack([visible(row, kept.shape[1]) for row in rows])[:, None]
+    return flat | {
+        "positions": torch.tensor([places], dtype=torch.long), "row_ends": ends,
+        "position_ids": torch.tensor([[place for row in rows for place in row.places]]),
+        "attention_mask": torch.where(seen, 0.0, torch.finfo(torch.float32).min),
+    }  # fmt: skip
 
 
-def collate_packed(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
+def attention_by_rows(
+    module, query, key, value, attention_mask=None, *, row_ends: Sequence[int] | None = None, **options
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention by PyTorch's fused kernel; with `row_ends`, of each row of `tensors` by itself.
+
+    Query, key and value are (1, head, token, width); gives (1, token, head, width).
+    """
+    if row_ends is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    found = []
+    for start, end, mask in zip([0, *row_ends], row_ends, attention_mask, strict=False):
+        of_row = (t[:, :, start:end] for t in (query, key, value))
+        own = mask[None, :, : end - start, : end - start].to(query.dtype)
+        found.append(sdpa_attention_forward(module, *of_row, own, **options)[0])
+    return torch.cat(found, 1), None
+
+
+AttentionInterface.register(BY_ROWS, attention_by_rows)
+AttentionMaskInterface.register(BY_ROWS, sdpa_mask)
+
+
+@contextmanager
+def by_rows(vlm) -> Iterator[None]:
+    """Inside, the decoder's attention takes batches of `tensors`, and all others as before."""
+    text = vlm.config.get_text_config()
+    name = next(name for name in vlm.config.sub_configs if getattr(vlm.config, name) is text)
+    before = text._attn_implementation
+    vlm.set_attn_implementation({name: BY_ROWS})
+    try:
+        yield
+    finally:
+        vlm.set_attn_implementation({name: before})
+
+
+def joined(rows: Sequence[dict]) -> dict[str, list]:
+    """`labels` and, if there are any, `weights` of packed rows, one row's after another's."""
+    return {key: [y for row in rows for y in row[key]] for key in ("labels", "weights") if key in rows[0]}
+
+
+def collate_packed(encoder: Encoder, batch: Sequence[dict]) -> dict:
     """`tensors` of rows of `packed_rows`, and what `with_labels` adds."""
-    return with_labels(tensors(encoder, [item["row"] for item in batch]), batch)
+    return with_labels(tensors(encoder, [item["row"] for item in batch]), [joined(batch)])
 
 
 def with_labels(batch: dict[str, torch.Tensor], rows: Sequence[dict]) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .checkpoints import agreed, clear, first, shaping
 from .encoding import Encoded, Encoder
 from .generation import TransformersGenerator
 from .packing import NO_TARGET as IGNORED
-from .packing import Packed, packed_texts, rows_per_batch
+from .packing import Packed, by_rows, joined, packed_texts, rows_per_batch
 from .packing import tensors as packed_tensors
 from .rows import lines_of
 from .schema import Problem, fingerprint, write_bytes
@@ -122,11 +123,12 @@ def trained_on(processor: Any, pair: Pair) -> tuple[str, bool]:
 def collate(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
     """Right-padded tensors of rows with `labels` (batch, token), padded with IGNORED, and the image tensors.
 
-    Where the rows have weights, `weights` (batch, token), too, padded with 0. Packed rows bring their mask along.
+    Where the rows have weights, `weights` (batch, token), too, padded with 0. Packed rows become one row, see `packing`.
     """
     packed = isinstance(batch[0]["row"], Packed)
     tensors = (packed_tensors if packed else Encoder.collate)(encoder, [row["row"] for row in batch])
     tensors.pop("positions")
+    batch = [joined(batch)] if packed else batch
     width = tensors["input_ids"].shape[1]
     labels = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in batch]
     tensors |= {"labels": torch.tensor(labels)}
@@ -195,7 +197,7 @@ def tune(
     # grouped by length, a small corpus would be seen family by family: the loss jumps where a group begins
     arguments.train_sampling_strategy = "random"
     towers = vision_towers(model) if freeze_vision else []
-    with models.frozen(towers):
+    with models.frozen(towers), by_rows(model) if pack_size > 1 else nullcontext():
         tuned = with_lora(model, lora_rank, None) if lora_rank else model
         kind = TokenTrainer if weigh or not getattr(model, "accepts_loss_kwargs", True) else UpdateTrainer
         trainer = kind(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from mmprm_lib.architecture import check_packing, context_length, vision_towers
 from mmprm_lib.checkpoints import local, trained
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
-from mmprm_lib.packing import collate_packed, packed_rows, rows_per_batch, with_labels
+from mmprm_lib.packing import by_rows, collate_packed, packed_rows, rows_per_batch, with_labels
 from mmprm_lib.schema import Problem, Solution, StepLabels, write_bytes
 from mmprm_lib.scoring import Scorer, StepHead, label_ids
 from mmprm_lib.steps import FORMATS, MARKER, Format
@@ -263,7 +264,8 @@ def train(
     key = trainer.training_key(*shaped) if arguments.save_strategy != "no" else ""
     if key and (again := _finished(output_dir, key, model, processor)):
         return again
-    trainer.train_from(key)
+    with by_rows(model) if pack_size > 1 else nullcontext():
+        trainer.train_from(key)
     keeper.restore()
     gathered(head)
     best = keeper.best or {}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mmprm_lib import architecture, models, policy, prm, world
 from mmprm_lib.encoding import Encoded, Encoder
 from mmprm_lib.objective import IGNORED, step_loss
-from mmprm_lib.packing import NO_PARENT, NO_TARGET, collate_packed, pack, packed_rows, packed_texts, visible
+from mmprm_lib.packing import NO_PARENT, NO_TARGET, by_rows, collate_packed, pack, packed_rows, packed_texts, visible
 from mmprm_lib.scoring import StepHead, label_ids
 from mmprm_lib.steps import FORMATS
 
@@ -102,7 +102,8 @@ def test_loss_and_gradient_are_those_of_solutions_that_stand_alone(kind, world_s
     for name, batch in (("alone", prm.collate_labelled(encoder, rows)), ("packed", collate_packed(encoder, packed))):
         head.zero_grad()
         labels = batch.pop("labels")
-        loss = step_loss(head(**batch), labels)
+        with by_rows(model):
+            loss = step_loss(head(**batch), labels)
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])
         found[name] = (loss.item(), gradient, int((labels != IGNORED).sum()))
@@ -127,7 +128,8 @@ def test_fine_tuning_on_packed_texts_has_the_loss_and_gradient_of_texts_that_sta
         batch = policy.collate(encoder, batch)
         weights, labels = batch.pop("weights", None), batch["labels"]
         model.zero_grad()
-        out = model(**batch)
+        with by_rows(model):
+            out = model(**batch)
         losses = torch.nn.functional.cross_entropy(out.logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
         loss = losses.sum() if weights is None else (losses * weights[:, 1:]).sum()
         n = int((labels != NO_TARGET).sum())
