@@ -5,14 +5,20 @@ with plain attention over one position per token, or with positions that follow 
 """
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 # What transformers calls the encoder of images in the models of the Auto classes; and the projector, where it lies
 # inside the encoder. Names, because no attribute of a model says which of its modules is which.
 VISION_TOWERS = ("vision_tower", "visual", "vision_model")
 INNER_PROJECTORS = ("merger", "deepstack_merger_list")
+BY_ROWS = "mmprm_rows"  # what configurations call `attention_by_rows`
 
 
 def vision_towers(vlm) -> list[nn.Module]:
@@ -93,3 +99,43 @@ def went_on(body, prompts: dict[str, torch.Tensor]) -> tuple[object, torch.Tenso
         return body(**prompts, position_ids=where, use_cache=True).past_key_values, known.sum(-1)
     cache = body(**prompts, use_cache=True).past_key_values  # finds the positions of an image's tokens by itself
     return cache, known.sum(-1) + body.rope_deltas.to(known.device)[:, 0]
+
+
+def attention_by_rows(
+    module, query, key, value, attention_mask=None, *, row_ends: Sequence[int] | None = None, **options
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention by PyTorch's fused kernel. With `row_ends`, where each row of a batch ends whose rows
+    follow one another as one, each row sees itself alone, and the cache before it.
+
+    Query, key and value are (1, head, token, width), key and value with what was cached; the mask (row or 1, 1, token,
+    token) is that of the longest row, or longer. Gives (1, token, head, width).
+    """
+    if row_ends is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    cached = key.shape[2] - query.shape[2]
+    found = []
+    for index, (start, end) in enumerate(zip([0, *row_ends[:-1]], row_ends, strict=True)):
+        seen = (t[:, :, cached + start : cached + end] for t in (key, value))
+        if cached:
+            seen = (torch.cat([t[:, :, :cached], own], 2) for t, own in zip((key, value), seen, strict=True))
+        mask = attention_mask[index % len(attention_mask), None, :, : end - start, : cached + end - start]
+        row = sdpa_attention_forward(module, query[:, :, start:end], *seen, mask.to(query.dtype), **options)
+        found.append(row[0])
+    return torch.cat(found, 1), None
+
+
+AttentionInterface.register(BY_ROWS, attention_by_rows)
+AttentionMaskInterface.register(BY_ROWS, sdpa_mask)
+
+
+@contextmanager
+def by_rows(vlm) -> Iterator[None]:
+    """Inside, the decoder takes rows that follow one another, told by `row_ends`; all other input as before."""
+    text = vlm.config.get_text_config()
+    name = next(name for name in vlm.config.sub_configs if getattr(vlm.config, name) is text)
+    before = text._attn_implementation
+    vlm.set_attn_implementation({name: BY_ROWS})
+    try:
+        yield
+    finally:
+        vlm.set_attn_implementation({name: before})

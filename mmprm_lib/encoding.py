@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -106,6 +107,25 @@ class Encoder:
         batch["prompt_of"] = torch.tensor([place[id(prompt)] for prompt in prompts])
         shared = self._tokens([prompt.ids for prompt in unique], left=True)
         return batch | {"prompts": shared | _joined(unique, shared["input_ids"].shape[1], left=True)}
+
+    def collate_in_line(self, rows: Sequence[Encoded]) -> dict:
+        """As `collate_shared`, of rows of one prompt: what follows it, of all rows, one after another in one row.
+
+        `row_ends` lists where each ends, and the float `attention_mask` (1, 1, token, prompt and token) of the longest,
+        0 where seen, serves all; `position_ids` (1, token) count from the prompt's end.
+        """
+        prompt = self.prompt(rows[0].problem, rows[0].text)
+        n, shared = len(prompt.ids), self._tokens([prompt.ids])
+        lengths = [len(row.ids) - n for row in rows]
+        starts = [0, *accumulate(lengths)]
+        seen = torch.ones(max(lengths), n + max(lengths), dtype=torch.bool).tril(n)
+        return {
+            "input_ids": torch.tensor([[token for row in rows for token in row.ids[n:]]]),
+            "positions": torch.tensor([[s + p - n for s, r in zip(starts, rows, strict=False) for p in r.positions]]),
+            "position_ids": torch.tensor([[place for length in lengths for place in range(length)]]),
+            "attention_mask": torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None],
+            "row_ends": starts[1:], "prompts": shared | _joined([prompt], n),
+        }  # fmt: skip
 
     def _tokens(self, lists: list[list[int]], left: bool = False) -> dict[str, torch.Tensor]:
         ids = _padded(lists, value=self.tokenizer.pad_token_id or 0, left=left)

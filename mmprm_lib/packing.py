@@ -11,21 +11,16 @@ The rows of a batch follow one another without padding, as one long row; attenti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from .encoding import Encoded, Encoder
 from .objective import IGNORED
 
 NO_PARENT = -1
 NO_TARGET = -100  # the label of a token that is not learnt, as transformers has it
-BY_ROWS = "mmprm_rows"  # the attention of `attention_by_rows`, as transformers' configurations name it
 
 
 @dataclass
@@ -146,7 +141,7 @@ def tensors(encoder: Encoder, rows: Sequence[Packed]) -> dict:
     (1, decision).
 
     `row_ends` lists where each ends, and the float `attention_mask` (row, 1, token, token), as wide as the longest, is
-    0 where seen: a model takes them inside `by_rows`.
+    0 where seen: a model takes them inside `architecture.by_rows`.
     """
     batch = encoder.collate([Encoded(r.ids, r.positions, r.first.problem, r.first.text) for r in rows])
     kept = batch.pop("attention_mask").bool()
@@ -160,40 +155,6 @@ def tensors(encoder: Encoder, rows: Sequence[Packed]) -> dict:
         "position_ids": torch.tensor([[place for row in rows for place in row.places]]),
         "attention_mask": torch.where(seen, 0.0, torch.finfo(torch.float32).min),
     }  # fmt: skip
-
-
-def attention_by_rows(
-    module, query, key, value, attention_mask=None, *, row_ends: Sequence[int] | None = None, **options
-) -> tuple[torch.Tensor, None]:
-    """Transformers' attention by PyTorch's fused kernel; with `row_ends`, of each row of `tensors` by itself.
-
-    Query, key and value are (1, head, token, width); gives (1, token, head, width).
-    """
-    if row_ends is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    found = []
-    for start, end, mask in zip([0, *row_ends], row_ends, attention_mask, strict=False):
-        of_row = (t[:, :, start:end] for t in (query, key, value))
-        own = mask[None, :, : end - start, : end - start].to(query.dtype)
-        found.append(sdpa_attention_forward(module, *of_row, own, **options)[0])
-    return torch.cat(found, 1), None
-
-
-AttentionInterface.register(BY_ROWS, attention_by_rows)
-AttentionMaskInterface.register(BY_ROWS, sdpa_mask)
-
-
-@contextmanager
-def by_rows(vlm) -> Iterator[None]:
-    """Inside, the decoder's attention takes batches of `tensors`, and all others as before."""
-    text = vlm.config.get_text_config()
-    name = next(name for name in vlm.config.sub_configs if getattr(vlm.config, name) is text)
-    before = text._attn_implementation
-    vlm.set_attn_implementation({name: BY_ROWS})
-    try:
-        yield
-    finally:
-        vlm.set_attn_implementation({name: before})
 
 
 def joined(rows: Sequence[dict]) -> dict[str, list]:

@@ -16,12 +16,12 @@ import torch
 from transformers import PrinterCallback
 
 from . import models, world
-from .architecture import check_packing, context_length, vision_towers
+from .architecture import by_rows, check_packing, context_length, vision_towers
 from .checkpoints import agreed, clear, first, shaping
 from .encoding import Encoded, Encoder
 from .generation import TransformersGenerator
 from .packing import NO_TARGET as IGNORED
-from .packing import Packed, by_rows, joined, packed_texts, rows_per_batch
+from .packing import Packed, joined, packed_texts, rows_per_batch
 from .packing import tensors as packed_tensors
 from .rows import lines_of
 from .schema import Problem, fingerprint, write_bytes

@@ -20,11 +20,11 @@ from tokenizers import AddedToken
 from transformers import PrinterCallback, TrainerCallback
 
 from mmprm_lib import checkpoints, models
-from mmprm_lib.architecture import check_packing, context_length, vision_towers
+from mmprm_lib.architecture import by_rows, check_packing, context_length, vision_towers
 from mmprm_lib.checkpoints import local, trained
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
-from mmprm_lib.packing import by_rows, collate_packed, packed_rows, rows_per_batch, with_labels
+from mmprm_lib.packing import collate_packed, packed_rows, rows_per_batch, with_labels
 from mmprm_lib.schema import Problem, Solution, StepLabels, write_bytes
 from mmprm_lib.scoring import Scorer, StepHead, label_ids
 from mmprm_lib.steps import FORMATS, MARKER, Format

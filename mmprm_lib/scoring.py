@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmprm_lib.architecture import context_length, shares_prompts, went_on
+from mmprm_lib.architecture import by_rows, context_length, shares_prompts, went_on
 from mmprm_lib.encoding import Encoded, Encoder
 from mmprm_lib.models import weights_hash
 from mmprm_lib.schema import Problem, Scores, fingerprint
@@ -74,12 +74,17 @@ class StepHead(nn.Module):
         self.vlm.gradient_checkpointing_enable(**options)
 
     def forward(self, positions, prompts=None, prompt_of=None, **inputs) -> torch.Tensor:
-        """Logits for a batch of `Encoder.collate` or, with `prompts`, of `Encoder.collate_shared`."""
+        """Logits for a batch of `Encoder.collate` or `packing.tensors` or, with `prompts`, of `Encoder.collate_shared`
+        or `collate_in_line`.
+        """
         # a peft model hooks its layers into the model it wraps
         vlm = self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
         body = vlm.base_model
         if prompts is None:
             hidden = body(**inputs, use_cache=False).last_hidden_state  # (batch, token, width)
+        elif "row_ends" in inputs:
+            with by_rows(vlm):
+                hidden = _after_prompt(body, prompts, **inputs)
         else:
             hidden = _after_prompts(body, prompts, prompt_of, **inputs)
         at = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))  # (batch, step, width)
@@ -92,11 +97,7 @@ class StepHead(nn.Module):
 def _after_prompts(body, prompts: dict, prompt_of: torch.Tensor, input_ids, attention_mask) -> torch.Tensor:
     """Hidden states (batch, token, width) of the tokens after the prompts; each prompt is computed once."""
     cache, start = went_on(body, prompts)
-    if len(start) == 1:  # views: what follows is appended to a copy anyway
-        for layer in cache.layers:
-            layer.keys, layer.values = (t.expand(len(input_ids), -1, -1, -1) for t in (layer.keys, layer.values))
-    else:
-        cache.batch_select_indices(prompt_of)
+    cache.batch_select_indices(prompt_of)
     return body(
         input_ids=input_ids,
         attention_mask=torch.cat([prompts["attention_mask"][prompt_of], attention_mask], -1),
@@ -104,6 +105,15 @@ def _after_prompts(body, prompts: dict, prompt_of: torch.Tensor, input_ids, atte
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
+
+
+def _after_prompt(body, prompts: dict, position_ids: torch.Tensor, **inputs) -> torch.Tensor:
+    """Hidden states (1, token, width) of rows after one prompt, which follow one another; nothing of it is copied but
+    for a row at a time, and nothing is padded.
+    """
+    cache, start = went_on(body, prompts)
+    where = start[:, None] + position_ids
+    return body(**inputs, position_ids=where, past_key_values=cache, use_cache=True).last_hidden_state
 
 
 def probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -117,7 +127,8 @@ def probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _moved(batch: dict, device: torch.device) -> dict:
-    return {k: _moved(v, device) if isinstance(v, dict) else v.to(device) for k, v in batch.items()}
+    kinds = {dict: _moved, list: lambda values, _: values}
+    return {k: kinds.get(type(v), torch.Tensor.to)(v, device) for k, v in batch.items()}
 
 
 class Scorer:
@@ -215,17 +226,21 @@ class Scorer:
                 )
         for group in self._batches([i for i in order if encoded[i].positions], encoded, solutions):
             rows = [encoded[i] for i in group]
-            batch = self.encoder.collate_shared(rows) if self.share_prompts else self.encoder.collate(rows)
+            alone = self.share_prompts and len({(row.problem.problem_id, row.text) for row in rows}) == 1
+            shared = self.encoder.collate_in_line if alone else self.encoder.collate_shared
+            batch = shared(rows) if self.share_prompts else self.encoder.collate(rows)
             with torch.inference_mode(), torch.autocast(self.head.labels.device.type, torch.bfloat16, self.bf16):
                 p = probabilities(self.head(**_moved(batch, self.head.labels.device))).cpu().numpy()
-            for i, row, line in zip(group, rows, p, strict=True):
+            lines = np.split(p[0], np.cumsum([len(row.positions) for row in rows])[:-1]) if alone else p
+            for i, row, line in zip(group, rows, lines, strict=True):
                 scores[i] = line[: len(row.positions)].astype(np.float32)
         return scores
 
     def _batches(self, order: list[int], encoded: dict[int, Encoded], solutions: Sequence) -> Iterator[list[int]]:
         """Groups of about equal length within the token budget; the candidates of a problem stay side by side.
 
-        A prompt that candidates share counts once.
+        A prompt that candidates share counts once; one that is longer than they are stands alone where they fill a
+        quarter of the budget, so that it need not be copied for each.
         """
         longest: dict[str, int] = {}
         for i in order:
@@ -233,15 +248,16 @@ class Scorer:
         order = sorted(
             order, key=lambda i: (longest[solutions[i].problem_id], solutions[i].problem_id, len(encoded[i].ids), i)
         )
-        group, width, prompts = [], 0, {}
+        group, width, prompts, n_tokens = [], 0, {}, 0
         for i in order:
             row, known = encoded[i], encoded[i].n_prompt if self.share_prompts else 0
             mine = {(row.problem.problem_id, row.text): known}
-            shared, new = prompts | mine, max(width, len(row.ids) - known)
+            shared, new, before = prompts | mine, max(width, len(row.ids) - known), n_tokens
             n_tokens = new * (len(group) + 1) + max(shared.values(), default=0) * len(shared)
-            if group and (len(group) == self.batch_size or n_tokens > self.batch_tokens):
+            large = before > self.batch_tokens // 4 and len(shared) > len(prompts) and known > new
+            if group and (large or len(group) == self.batch_size or n_tokens > self.batch_tokens):
                 yield group
-                group, shared, new = [], mine, len(row.ids) - known
+                group, shared, new, n_tokens = [], mine, len(row.ids) - known, len(row.ids)
             group, width, prompts = [*group, i], new, shared
         if group:
             yield group

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmprm_lib import architecture, models, policy, prm, world
+from mmprm_lib.architecture import by_rows
 from mmprm_lib.encoding import Encoded, Encoder
 from mmprm_lib.objective import IGNORED, step_loss
-from mmprm_lib.packing import NO_PARENT, NO_TARGET, by_rows, collate_packed, pack, packed_rows, packed_texts, visible
+from mmprm_lib.packing import NO_PARENT, NO_TARGET, collate_packed, pack, packed_rows, packed_texts, visible
 from mmprm_lib.scoring import StepHead, label_ids
 from mmprm_lib.steps import FORMATS
 
