@@ -340,7 +340,10 @@ def test_a_score_is_the_softmax_at_the_decision_whichever_path_is_taken(family, 
     plain.share_prompts = False
     words = scoring.label_ids(form, processor.tokenizer)
     by_id = {p.problem_id: p for p in family.problems}
-    for scores, beside, each in zip(fast, plain.score(family.problems, made), made, strict=True):
+    lines = [  # of one problem alone: its candidates follow one another in a row
+        line for p in family.problems for line in scorer.score(p, [m for m in made if m.problem_id == p.problem_id])
+    ]
+    for scores, line, beside, each in zip(fast, lines, plain.score(family.problems, made), made, strict=True):
         row = scorer.encoder.encode(by_id[each.problem_id], each.steps, "")
         prompt = scorer.encoder.prompt(by_id[each.problem_id], row.text)
         batch = dict(prompt.images) | {"input_ids": torch.tensor([row.ids])}
@@ -349,6 +352,7 @@ def test_a_score_is_the_softmax_at_the_decision_whichever_path_is_taken(family, 
             logits = model(**batch, attention_mask=torch.ones(1, len(row.ids), dtype=torch.long)).logits[0]
         exact = logits[row.positions][:, words].softmax(-1)[:, 0]
         np.testing.assert_allclose(scores, exact, atol=1e-5)
+        np.testing.assert_allclose(line, exact, atol=1e-5)
         np.testing.assert_allclose(beside, exact, atol=1e-5)
     assert len({float(s) for line in fast for s in line}) > 6
 

@@ -221,9 +221,12 @@ def test_a_score_depends_on_the_solution_alone(problems, kind):
     alone = scoring.Scorer(kind, model, processor, batch_size=1)
     back = scoring.Scorer(kind, model, processor, batch_tokens=150).score(problems[::-1], made[::-1])[::-1]
     alone.share_prompts = False
-    for a, b, c in zip(together, alone.score(problems, made), back, strict=True):
+    by_problem = scoring.Scorer(kind, model, processor)  # whose candidates follow one another in a row
+    line = [scores for i in range(3) for scores in by_problem.score(problems, made[3 * i : 3 * i + 3])]
+    for a, b, c, d in zip(together, alone.score(problems, made), back, line, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
         np.testing.assert_allclose(a, c, atol=2e-6)
+        np.testing.assert_allclose(a, d, atol=2e-6)
         assert ((a >= 0) & (a <= 1)).all()
 
 
@@ -241,6 +244,34 @@ def test_the_token_budget_counts_a_shared_prompt_once(problems):
     made = [solution(p, ["a", "b"], str(j)) for j, p in enumerate(problems[:2])]
     scorer = scoring.Scorer("marker", model, processor, batch_tokens=2 * len(row.ids) - 1)
     assert [len(group) for group in scorer._batches([0, 1], dict(enumerate(two)), made)] == [1, 1]
+
+
+def test_a_long_prompt_whose_candidates_fill_a_pass_stands_alone_in_it(problems):
+    model, processor = fresh()
+    scorer = scoring.Scorer("marker", model, processor)
+    made = [solution(p, ["a", "b"], f"{i}/{j}") for i, p in enumerate(problems[:2]) for j in range(6)]
+    encoded = {i: scorer.encoder.encode(problems[i // 6], m.steps, "") for i, m in enumerate(made)}
+    n, new = encoded[6].n_prompt, max(len(row.ids) - row.n_prompt for row in encoded.values())
+    scorer.batch_tokens = 12 * new + 2 * max(n, encoded[0].n_prompt)  # all would fit
+    assert n > new
+    assert [len(group) for group in scorer._batches(list(range(12)), encoded, made)] == [6, 6]
+    scorer.batch_tokens *= 4  # six are far from filling a quarter of it
+    assert [len(group) for group in scorer._batches(list(range(12)), encoded, made)] == [12]
+    batch = scorer.encoder.collate_in_line([encoded[i] for i in range(6)])
+    assert batch["input_ids"].shape == (1, sum(len(encoded[i].ids) - encoded[i].n_prompt for i in range(6)))
+
+
+def test_the_vocabulary_is_read_at_two_words_only(problems, monkeypatch):
+    model, processor = fresh()
+    head = model.get_output_embeddings()
+    monkeypatch.setattr(head, "forward", lambda hidden: pytest.fail("the whole vocabulary was computed"))
+    made = [solution(p, ["a", "b"], p.problem_id) for p in problems[:2]]
+    for share in (True, False):
+        scorer = scoring.Scorer("marker", model, processor)
+        scorer.share_prompts = share
+        assert [len(s) for s in scorer.score(problems[:2], made)] == [2, 2]
+    with pytest.raises(pytest.fail.Exception, match="whole vocabulary"):
+        model(input_ids=torch.tensor([[1, 2]]))
 
 
 def test_the_score_is_the_softmax_of_two_logits_at_the_marker(problems):
