@@ -123,7 +123,7 @@ def trained_on(processor: Any, pair: Pair) -> tuple[str, bool]:
 def collate(encoder: Encoder, batch: Sequence[dict]) -> dict[str, torch.Tensor]:
     """Right-padded tensors of rows with `labels` (batch, token), padded with IGNORED, and the image tensors.
 
-    Where the rows have weights, `weights` (batch, token), too, padded with 0. Packed rows become one row, see `packing`.
+    Where the rows have weights, `weights` (batch, token), too, padded with 0. Packed rows become one: see `packing`.
     """
     packed = isinstance(batch[0]["row"], Packed)
     tensors = (packed_tensors if packed else Encoder.collate)(encoder, [row["row"] for row in batch])
