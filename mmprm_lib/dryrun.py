@@ -14,14 +14,13 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mmprm_lib import estimates, provenance, stages, sweep, workload
+from mmprm_lib import estimates, provenance, registry, released, stages, sweep, workload
 from mmprm_lib.estimates import Estimate
 from mmprm_lib.modelcheck import Found, find, on_hub
-from mmprm_lib.released import FROM_CHECKPOINT
 from mmprm_lib.run import read_manifest
 from mmprm_lib.stages import Stage
 from mmprm_lib.steps import FORMATS
@@ -72,15 +71,14 @@ class Told(NamedTuple):
 def names_of(stage: Stage) -> list[str]:
     """The models and files that a stage's parameters name: texts, and the values of dicts such as `prms`."""
     p = stage.params
-    served = estimates.is_served(p)  # then `policy` is a name there
-    texts = [p[n] for n in ("policy", "critic", "prm", "candidates", "labels", "start") if n in p]
-    texts = texts[1:] if served and "policy" in p else texts
+    # where a server samples, `policy` is a name there; where a benchmark is read, nobody samples
+    read = not (estimates.is_served(p) or p.get("benchmark_path"))
+    texts = [p["policy"]] if "policy" in p and read else []
+    texts += [p[n] for n in ("critic", "prm", "candidates", "labels", "start") if n in p]
     texts += list(p["prms"].values()) if isinstance(p.get("prms"), dict) else []
     if "model" in p:  # of 04, all are started from the policy if it says so, and the judge is the base
         texts.append("02_policy/policy" if p["model"] == "policy" else p["model"])
     texts += ["02_policy/policy"] * (p.get("init") == "policy")
-    if stage.name[:2] == "05" and p["benchmark_path"]:
-        texts.remove(p["policy"])
     return list(dict.fromkeys(text for text in texts if text))
 
 
@@ -128,8 +126,10 @@ def files(stage: Stage) -> Iterator[tuple[bool, str]]:
         if name and (key != "path" or stage.params["source"] == "files"):
             there = (provenance.project_root() / Path(name).expanduser()).is_file()
             yield there, f"{key} {name}" + ("" if there else ": there is no such file")
-    for name, choices in stage.params.get("formats", {}).items():
-        if (text := choices.get("system_file")) and text != FROM_CHECKPOINT:
+    formats = stage.params.get("formats", {})
+    released.check_choices(formats)
+    for name, choices in formats.items():
+        if text := released.system_file(choices):
             there = (provenance.project_root() / text).is_file()
             yield there, f"system_file {text}" + ("" if there else f": write the system message of {name} into it")
 
@@ -164,19 +164,39 @@ def _server(url: str) -> Iterator[tuple[bool, str]]:
 
 
 def kinds_of(stage: Stage) -> list[str]:
-    """The forms of PRM that a stage trains or reads plain models in."""
+    """The forms of PRM that a stage trains or reads plain models in; those that `formats` states are none of them."""
     names = [*stage.params.get("prms", ()), *(["judge"] if stage.name[:2] == "04" else [])]
+    names = [name for name in names if name not in stage.params.get("formats", {})]
     found = [max((k for k in FORMATS if name == k or name.startswith(f"{k}_")), key=len, default="") for name in names]
     found += {"12": ["marker"], "po": ["marker"], "07": ["critique"]}.get(stage.name[:2], [])
     return [kind for kind in dict.fromkeys(found) if kind]
 
 
+def formats_of(stage: Stage, model: str) -> dict[str, Mapping[str, Any]]:
+    """What `formats` states for the scorers that are read from a model: scorer -> its choices."""
+    prms = stage.params.get("prms", {})
+    return {name: each for name, each in stage.params.get("formats", {}).items() if prms.get(name) == model}
+
+
 def data_set(stage: Stage) -> Iterator[tuple[bool, str]]:
-    """(there, words) for the data set of the hub that 01 reads."""
-    if stage.params.get("source") == "hub":
-        name = stage.params["dataset_id"]
-        where, fault = on_hub(name, stage.params["revision"], "dataset")
-        yield not fault, fault or f"data set {name}: in {where}"
+    """(there, words) for the data set that 01 reads: of the hub, or a folder laid out like one; the registry names that
+    of a benchmark.
+    """
+    if stage.params.get("source") != "hub":
+        return
+    name, revision, known = stage.params["dataset_id"], stage.params["revision"], stage.params["benchmark"]
+    if known:
+        try:
+            entry = registry.benchmark(known)
+        except ValueError as error:
+            yield False, str(error)
+            return
+        name, revision = name or entry.dataset_id, revision or entry.revision or "main"
+    if name and (stage.source.parent / name).is_dir():  # as the notebook sees it, which runs in its own folder
+        yield True, f"data set {name}: a folder"
+        return
+    where, fault = on_hub(name, revision, "dataset")
+    yield not fault, fault or f"data set {name}: in {where}"
 
 
 def sweeps(stage: Stage, run: workload.Run) -> Iterator[tuple[bool, str]]:
@@ -203,8 +223,9 @@ def counts(stage: Stage, run: workload.Run) -> Iterator[tuple[bool, str]]:
     if stage.name[:2] in ("03", "04", "07") and "03_mc_labeling" in run and "01_data" in run:
         train, dev = workload.n_labelled(run)
         if not train:
-            sft, n = run["02_policy"]["n_sft"], run["01_data"]["n_train"]
-            yield False, f"no train problem is left to label: 02 trains on n_sft = {sft:,} of n_train = {n:,}"
+            sft = run.get("02_policy", {}).get("n_sft", 0)
+            taken = f"02 trains on n_sft = {sft:,} of " if sft else ""
+            yield False, f"no train problem is left to label: {taken}n_train = {run['01_data']['n_train']:,}"
         if not dev and stage.name[:2] == "04":
             yield False, "no dev problem is labelled: set n_dev in 01_data and n_label_dev in 03_mc_labeling"
 
@@ -237,7 +258,8 @@ def look(stage: Stage, planned: list[Stage], everything: list[Stage], have: Mach
     shapes = {}
     for name in [name for name in names_of(stage) if not MADE.match(name) and not name.endswith(".jsonl")]:
         revision = p.get("revision", "") if name == p.get("model") else ""
-        found = model(name, revision, p.get("trust_remote_code", False), tuple(kinds_of(stage)))
+        asked = (name, revision, p.get("trust_remote_code", False), tuple(kinds_of(stage)))
+        found = model(*asked, formats_of(stage, name))
         shapes[name] = found.shape
         lines += [(False, fault) for fault in found.faults] or [(True, f"model {name}: {found.where}")]
     cost, unknown = _cost(stage, run, lambda name: shapes[name] if name in shapes else model(name).shape)
@@ -252,9 +274,9 @@ def run(profile: str, only: list[str] | None = None, run_name: str | None = None
     have, seen = machine(), {}
 
     def model(*asked) -> Found:
-        if asked not in seen:
-            seen[asked] = find(*asked)
-        return seen[asked]
+        if (key := repr(asked)) not in seen:
+            seen[key] = find(*asked)
+        return seen[key]
 
     print(f"profile {profile}, dry run: nothing is loaded, trained or written; hours are those of one A100")
     if left_out and not only:

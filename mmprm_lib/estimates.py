@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from mmprm_lib.workload import Run, Text, root, settings, text_of, work
 
@@ -22,6 +25,7 @@ ACTIVATION_BYTES = 34  # a token, layer and unit of width (Korthikanti et al., a
 KEPT_BYTES = 2  # of these with gradient checkpointing: the input of each layer in 16 bits
 LONG = 4  # times its mean length, a long solution that the KV cache must hold
 GB = 1e9
+BENCHMARKS = Path(__file__).parent / "assets" / "benchmarks.yaml"
 
 
 @dataclass(frozen=True)
@@ -210,8 +214,20 @@ def memory_gb(name: str, run: Run, shapes: Mapping[str, Shape]) -> tuple[float, 
     return training_gb(trained, p, row, bytes_of, name[:2] in ("02", "07")), alone
 
 
+def sized(run: Run) -> Run:
+    """The same parameters, with no more problems in 01 than the benchmark has that it takes by its name."""
+    p = run.get("01_data", {})
+    if not p.get("benchmark"):
+        return run
+    # `registry` checks this file; it is slow to import, and what is needed here is a number
+    known = yaml.safe_load(BENCHMARKS.read_text(encoding="utf-8"))["benchmarks"]
+    n = known.get(p["benchmark"], {}).get("n", p["n_test"])
+    return {**run, "01_data": {**p, "n_test": min(p["n_test"], n)}}
+
+
 def estimate(name: str, run: Run, shape_of: ShapeOf) -> Estimate:
     """What a notebook takes, with the parameters of `run`; ValueError naming a model whose size is not known."""
+    run = sized(run)
     shapes = {model: shape_of(model) for model in models_of(name, run)}
     if unknown := [model for model, shape in shapes.items() if shape is None]:
         raise ValueError(f"the size of {', '.join(unknown)} is not known without its files; --dry-run looks for them")

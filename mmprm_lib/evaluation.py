@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .engines import is_server, load_fleet
 from .fleet import FleetScorer
 from .grading import verdict
 from .provenance import project_root
-from .released import scorer_at
+from .released import check_choices, scorer_at, system_file
 from .run import Run, progress
 from .schema import Problem, RecordLog, Scores, Solution, fingerprint
 from .scoring import Scorer
@@ -34,6 +34,7 @@ from .steps import join
 
 FORMAT = 1  # of the score files: a change of what they mean changes their keys
 AT_HALF = 0.5
+ORIGINS = {"dev": "from the dev part", "stated": "as stated"}  # where a threshold is from, in words
 StepScores = Mapping[str, Sequence[float]]
 
 # -- models by name
@@ -89,9 +90,12 @@ def load_scorer(
 
     A folder without prm.json holds a PRM that others trained, if there are `choices` (see `released`), else a plain
     model: it is read in the format that the name says (marker, marker_hard, chat, chat_advantage, orm, judge),
-    untrained. ValueError if the name says none, or if a PRM that knows its format is given choices. With `n_workers`,
-    one in each of so many workers of a Ray cluster.
+    untrained. The run records the file that holds a system message. ValueError if the name says none, or if a PRM that
+    knows its format is given choices. With `n_workers`, one in each of so many workers of a Ray cluster.
     """
+    check_choices({name: choices} if choices else {})
+    if text := system_file(choices or {}):
+        run.external(text)
     load_options = {"dtype": torch.bfloat16 if bf16 else torch.float32, "trust_remote_code": trust_remote_code}
     make = partial(scorer_at, name, where, locate(run, where), load_options, choices or {}, **options)
     scorer = FleetScorer(make, n_workers) if n_workers else make()
@@ -196,7 +200,7 @@ def thresholds(
 
     A `threshold` that `formats` states for a scorer (see `released`) stands in its place.
     """
-    stated = {name: float(each["threshold"]) for name, each in (formats or {}).items() if "threshold" in each}
+    stated = {n: float(formats[n]["threshold"]) for n, o in origins(scores, formats).items() if o == "stated"}
     if not {1, -1} <= {label for labels in dev.labels for label in labels}:
         return {name: stated.get(name, AT_HALF) for name in scores}
     return {
@@ -205,18 +209,25 @@ def thresholds(
     }
 
 
-def compare(
-    bench: Benchmark, scores: Mapping[str, StepScores], chosen: Mapping[str, float], seed: int, n_resamples: int
-) -> pd.DataFrame:
-    """Every metric of `benchmark.report` for every scorer, at its threshold from the dev part and at 0.5, in long form.
+def origins(names: Iterable[str], formats: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
+    """Where each scorer's threshold of `thresholds` is from, a key of ORIGINS: "stated" in `formats`, else "dev"."""
+    return {name: "stated" if "threshold" in (formats or {}).get(name, {}) else "dev" for name in names}
 
-    Columns: scorer, threshold_from ("dev" or "half"), threshold, metric, value, n, low, high.
+
+def compare(
+    bench: Benchmark, scores: Mapping[str, StepScores], chosen: Mapping[str, float], seed: int, n_resamples: int,
+    formats: Mapping[str, Mapping[str, Any]] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Every metric of `benchmark.report` for every scorer, at its own threshold (`chosen` by `thresholds`, from
+    `formats` or the dev part) and at 0.5, in long form.
+
+    Columns: scorer, threshold_from (a key of ORIGINS, or "half"), threshold, metric, value, n, low, high.
     """
     sources = {p.problem_id: p.source for p in bench.problems}
     places = [s.problem_id for s in bench.solutions]
-    rows = []
+    rows, own = [], origins(scores, formats)
     for name, each in scores.items():
-        for origin, threshold in (("dev", chosen[name]), ("half", AT_HALF)):
+        for origin, threshold in ((own[name], chosen[name]), ("half", AT_HALF)):
             found = benchmark.report(
                 bench.labels, aligned(bench, each), [sources[p] for p in places], threshold, places, seed, n_resamples
             )

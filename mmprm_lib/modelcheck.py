@@ -5,7 +5,7 @@ and its words serve the policy, the PRMs and the critics.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from .critique import verdict_ids
 from .estimates import BASES, KNOWN, Shape
 from .models import EMBEDDED, load_processor
 from .provenance import project_root
+from .released import read_format
 from .schema import Problem
 from .scoring import label_ids
-from .steps import FORMATS, MARKER, TEMPLATES, policy_prompt
+from .steps import FORMATS, MARKER, TEMPLATES, Format, policy_prompt
 
 CRITIQUE = "critique"  # besides `steps.FORMATS`: what a critic writes
 CONVERT = "python -m mmprm_lib.convert"
@@ -43,12 +44,16 @@ class Found(NamedTuple):
     faults: tuple[str, ...]
 
 
-def find(name: str, revision: str = "", trust_remote_code: bool = False, kinds: Sequence[str] = ()) -> Found:
+def find(
+    name: str, revision: str = "", trust_remote_code: bool = False, kinds: Sequence[str] = (),
+    formats: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Found:  # fmt: skip
     """A model of the Auto classes: "embedded", a folder (relative to the project or absolute), or a hub id.
 
     Configuration and processor are loaded, weights never: sizes are counted on the meta device. Where neither the cache
     has the model nor the hub can be reached, the sizes are those of `KNOWN`. kinds: of `steps.FORMATS`, or
-    `CRITIQUE`, whose templates and words are tried besides the policy's.
+    `CRITIQUE`, whose templates and words are tried besides the policy's. formats: scorer -> what is chosen for a PRM of
+    others (see `released`), which is tried as it is: no marker is added for it.
     """
     folder = EMBEDDED if name == "embedded" else project_root() / name
     source, where, faults = name, "", []
@@ -77,7 +82,13 @@ def find(name: str, revision: str = "", trust_remote_code: bool = False, kinds: 
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, TemplateError) as error:
         # what comes with a checkpoint may be of any kind: the message says what the loader missed
         return Found(name, where, KNOWN.get(name), (*faults, f"{name} cannot be loaded: {_short(error)}"))
-    return Found(name, where, shape, (*faults, *template_faults(name, processor, kinds)))
+    forms = {}
+    for scorer, choices in (formats or {}).items():
+        try:
+            forms[scorer] = read_format(scorer, choices, config, project_root())[0]
+        except (OSError, ValueError) as error:
+            faults.append(f"{name}, {scorer}: {_short(error)}")
+    return Found(name, where, shape, (*faults, *template_faults(name, processor, kinds, forms)))
 
 
 def has_own_code(folder: Path) -> bool:
@@ -134,35 +145,47 @@ def shape_of(config: Any, processor: Any, trust_remote_code: bool = False) -> Sh
     )  # fmt: skip
 
 
-def template_faults(name: str, processor: Any, kinds: Sequence[str]) -> list[str]:
-    """What is wrong with a processor for the policy and the PRMs of `kinds`; [] if nothing is.
+def template_faults(
+    name: str, processor: Any, kinds: Sequence[str], forms: Mapping[str, Format] | None = None
+) -> list[str]:
+    """What is wrong with a processor for the policy, for PRMs of others in their `forms`, and for those of `kinds`,
+    before which the step marker is added, as in training; [] if nothing is.
 
     The chat template must place the image once and leave the assistant turn open; every form must be rendered, its
     label words must be single tokens, and the step marker must become one token of its own.
     """
     tokenizer, faults = processor.tokenizer, []
-    if MARKER not in tokenizer.get_vocab():
-        tokenizer.add_tokens([AddedToken(MARKER, special=True, normalized=False)], special_tokens=True)
     try:
         prompt = policy_prompt(SAMPLE, processor)
         if prompt.count(processor.image_token) != 1:
             faults.append(f"{name}: its chat template names the image {prompt.count(processor.image_token)} times")
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
         return [f"{name}: its chat template cannot be rendered: {_short(error)}"]
+    faults += [f"{name}, {scorer}: {why}" for scorer, form in (forms or {}).items() if (why := _fault(form, processor))]
+    if kinds and MARKER not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(MARKER, special=True, normalized=False)], special_tokens=True)
     for kind in kinds:
-        try:
-            if kind == CRITIQUE:
-                verdict_ids(tokenizer)
-                continue
-            form = FORMATS[kind]
-            label_ids(form, tokenizer)
-            layout = TEMPLATES[kind](SAMPLE, ["1 + 2 = 3", "Answer: 3"], processor)
-        except (TemplateError, ValueError) as error:
-            faults.append(f"{name}, {kind}: {_short(error)}")
-            continue
-        if form.marker == MARKER:
-            ids = tokenizer(layout.pieces, add_special_tokens=False)["input_ids"]
-            marker = tokenizer.convert_tokens_to_ids(MARKER)
-            if any(piece.count(marker) != 1 or piece[-1] != marker for piece in ids):
-                faults.append(f"{name}, {kind}: {MARKER} is not one token at the end of a step")
+        if why := _fault(FORMATS.get(kind), processor):
+            faults.append(f"{name}, {kind}: {why}")
     return faults
+
+
+def _fault(form: Format | None, processor: Any) -> str:
+    """Why a processor cannot serve a form (None: a critic's), "" if it can."""
+    tokenizer = processor.tokenizer
+    try:
+        if form is None:
+            verdict_ids(tokenizer)
+            return ""
+        label_ids(form, tokenizer)
+        layout = TEMPLATES[form.kind](SAMPLE, ["1 + 2 = 3", "Answer: 3"], processor, form)
+    except (TemplateError, ValueError) as error:
+        return _short(error)
+    if form.marker != MARKER:
+        return ""
+    if MARKER not in tokenizer.get_vocab():
+        return f"its tokenizer has no {MARKER} token, which a PRM in this format was trained with"
+    ids = tokenizer(layout.pieces, add_special_tokens=False)["input_ids"]
+    marker = tokenizer.convert_tokens_to_ids(MARKER)
+    one = all(piece.count(marker) == 1 and piece[-1] == marker for piece in ids)
+    return "" if one else f"{MARKER} is not one token at the end of a step"

@@ -30,27 +30,38 @@ def check_choices(formats: Mapping[str, Any]) -> None:
         if choices.get("format") not in FORMATS:
             known = ", ".join(FORMATS)
             raise ValueError(f"formats of {name!r}: format is {choices.get('format')!r}, not one of {known}")
+        words = choices.get("labels", [])
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"formats of {name!r}: labels are {words!r}: give words, in quotes (Yes is true)")
         if not 0 <= float(choices.get("threshold", 0.5)) <= 1:
             raise ValueError(f"formats of {name!r}: threshold is {choices['threshold']}, a score is from 0 to 1")
 
 
-def read_format(name: str, choices: Mapping[str, Any], config: Any, root: Path) -> tuple[Format, dict[str, str]]:
+def system_file(choices: Mapping[str, Any]) -> str:
+    """The text file that holds the system message, as `choices` name it; "" if none does."""
+    source = choices.get("system_file", "")
+    return "" if source == FROM_CHECKPOINT else source
+
+
+def read_format(name: str, choices: Mapping[str, Any], config: Any, root: Path) -> tuple[Format, dict[str, Any]]:
     """(format, options of the Scorer) that `choices` make of one of FORMATS.
 
-    `system_file` is a text file below `root`, or "checkpoint": the `system_message` of `config`. ValueError where a
-    choice is unknown, or that message is wanted and not there.
+    `system_file` is a text file below `root`, or "checkpoint": the `system_message` of `config`. Without it there is no
+    system turn but the one that the checkpoint's chat template writes by itself: FORMATS' own words are for the PRMs of
+    this project. ValueError where a choice is unknown, or that message is wanted and not there.
     """
     check_choices({name: choices})
-    texts = {key: choices[key] for key in TEXTS if key in choices}
+    texts = {"system": ""} | {key: choices[key] for key in TEXTS if key in choices}
     if "labels" in texts:
         texts["labels"] = tuple(texts["labels"])
-    if (source := choices.get("system_file")) == FROM_CHECKPOINT:
+    if path := system_file(choices):
+        texts["system"] = (root / path).read_text(encoding="utf-8").rstrip("\n")
+    elif choices.get("system_file"):
         texts["system"] = getattr(config, "system_message", None) or ""
         if not texts["system"]:
             raise ValueError(f"{name}: the configuration has no system_message: set system_file to a text file")
-    elif source:
-        texts["system"] = (root / source).read_text(encoding="utf-8").rstrip("\n")
-    return replace(FORMATS[choices["format"]], **texts), {k: choices[k] for k in ("history",) if k in choices}
+    options = {key: choices[key] for key in ("history", "threshold") if key in choices}
+    return replace(FORMATS[choices["format"]], **texts), options
 
 
 def scorer_at(

@@ -136,7 +136,7 @@ class Scorer:
 
     `batch_size` is the most solutions, `batch_tokens` the most tokens (padding included) of one forward pass. `history`
     serves the chat PRMs: "plus" shows "+" after every step (VisualPRM, one pass); "predicted" shows the PRM's own
-    earlier verdicts, at the price of one pass per step.
+    earlier verdicts, right from `threshold` on as everywhere, at the price of one pass per step.
     """
 
     def __init__(
@@ -148,6 +148,7 @@ class Scorer:
         *,
         batch_tokens: int = 8192,
         history: str = "plus",
+        threshold: float = 0.5,
         max_length: int | None = None,
         bf16: bool = False,
         name: str | None = None,
@@ -157,14 +158,18 @@ class Scorer:
         self.form = FORMATS[kind] if isinstance(kind, str) else kind
         self.head = StepHead(model, label_ids(self.form, processor.tokenizer))
         self.head.to(model.device)
-        self.batch_size, self.batch_tokens, self.history, self.bf16 = batch_size, batch_tokens, history, bf16
+        self.batch_size, self.batch_tokens, self.bf16 = batch_size, batch_tokens, bf16
+        self.history, self.threshold = history, float(threshold)
         self.encoder = Encoder(self.form, processor, max_length or context_length(model))
         self.name = name or self.form.kind
         self.share_prompts = shares_prompts(model)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over weights, format, tokenizer, image processing and history: what a score depends on."""
+        """16 hex digits over weights, format, tokenizer, image processing and history: what a score depends on.
+
+        The threshold is among them only where a history is predicted: without one it changes no score.
+        """
         weights = weights_hash(self.head.vlm)
         processor = self.encoder.processor
         texts = [
@@ -172,7 +177,8 @@ class Scorer:
             str(processor.chat_template),
             processor.image_processor.to_json_string(),
         ]
-        return fingerprint([TEMPLATE_VERSION, asdict(self.form), weights, texts, self.history, self.bf16])
+        parts = [TEMPLATE_VERSION, asdict(self.form), weights, texts, self.history, self.bf16]
+        return fingerprint([*parts, self.threshold] if self._predicts else parts)
 
     def score(self, problems: Problem | Iterable[Problem], solutions: Sequence) -> list[np.ndarray]:
         """One float32 array per solution (records with `solution_id`, `problem_id` and `steps`), one score in [0, 1]
@@ -200,7 +206,8 @@ class Scorer:
 
     def _shown(self, steps: list[str], settled: Sequence[float]) -> list[str]:
         right, wrong = self.form.labels[:2]
-        return [wrong if i < len(settled) and settled[i] <= 0.5 else right for i in range(len(steps))]
+        lows = [float(score) < self.threshold for score in settled]  # at the threshold it is right, as in a benchmark
+        return [wrong if i < len(lows) and lows[i] else right for i in range(len(steps))]
 
     def score_records(self, problems: Iterable[Problem], solutions: Sequence, chunk: int = 4096) -> Iterator[Scores]:
         """`Scores` records in the order of `solutions`, made `chunk` solutions at a time."""

@@ -40,7 +40,7 @@ def split(text: str, max_steps: int | None = None, keep_empty: bool = False) -> 
 
     Text with `<step>...</step>` or `<answer>...</answer>` is cut at the tags (MM-PRM: bodies stripped, an unclosed last
     tag dropped, text between tags ignored; a blank line inside a body becomes a newline, so that `split(join(steps)) ==
-    steps`). Any other text is cut at "\\n\\n" and nothing is stripped (VisualPRM, section 1.1 of its released code).
+    steps`). Any other text is cut at "\\n\\n" and nothing is stripped (VisualPRM's released code).
     With `max_steps`, neighbours are merged in groups of ceil(n / max_steps), so 12 -> 12, 13 -> 7, 14 -> 7, 20 -> 10,
     25 -> 9 at 12. Difference from VisualPRM: blank segments are dropped unless `keep_empty`, because an empty step can
     be neither judged nor corrected; and empty text has no step, where "".split gives one.
@@ -204,9 +204,9 @@ FORMATS = {
 def marker_template(problem: Problem, steps: list[str], processor, form: Format = FORMATS["marker"]) -> Layout:
     """The policy's own prompt, then `s1<prm>\\n\\ns2<prm>...` in the assistant turn; a decision at every marker.
 
-    MM-PRM (section 3.1) puts image, question and steps all into the assistant turn after an empty user turn, and closes
-    the turn. Here the user turn is what the policy saw, because the PRM starts from the policy's weights, and the text
-    ends at the last marker, after which nothing can change a score.
+    MM-PRM puts image, question and steps all into the assistant turn after an empty user turn, and closes the turn.
+    Here the user turn is what the policy saw, because the PRM starts from the policy's weights, and the text ends at
+    the last marker, after which nothing can change a score.
     """
     texts = [neutralise(step, processor) + form.marker for step in steps]
     pieces = [(form.separator if index else "") + text for index, text in enumerate(texts)]
@@ -226,12 +226,11 @@ def judge_template(problem: Problem, steps: list[str], processor, form: Format =
 def chat_template(
     problem: Problem, steps: list[str], processor, form: Format = FORMATS["chat"], history: list[str] | None = None
 ) -> Layout:
-    """The multi-turn layout of VisualPRM (section 2.3): one user turn per step, answered by a label; a decision at each
-    answer.
+    """The multi-turn layout of VisualPRM: one user turn per step, answered by a label; a decision at each answer.
 
     `history[i]` is the answer shown after step i (default: "+" everywhere, as VisualPRM scores); the last one is never
-    seen. The system turn is this project's own wording. The image stands where the chat template of the model puts it,
-    normally after "### Question:".
+    seen. The system turn of FORMATS is this project's own wording. The image stands where the chat template of the
+    model puts it, normally after "### Question:".
     """
     history = [form.labels[0]] * len(steps) if history is None else history
     if len(history) != len(steps):
@@ -245,7 +244,7 @@ def chat_template(
 
 
 def process_template(problem: Problem, steps: list[str], processor, form: Format = FORMATS["process"]) -> Layout:
-    """MM-PRM's own layout (section 3.1): `Question: q\\nProcess: s1<prm>\\n\\ns2<prm>...` in one turn after the image.
+    """MM-PRM's own layout: `Question: q\\nProcess: s1<prm>\\n\\ns2<prm>...` in one turn after the image.
 
     `turn` "closed" is what it is trained on, all in the assistant turn after an empty user turn; "open" is what its
     evaluation sends: that user turn is not closed (and `separator` is ""). "user" puts all into the user turn.

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken
+from transformers import AutoProcessor
 
 from mmprm_lib import dryrun, modelcheck, stages
 from mmprm_lib.dryrun import Machine
@@ -161,6 +163,58 @@ def test_where_no_problem_is_left_to_label_that_is_told(root, monkeypatch):
     assert told == [(False, "no train problem is left to label: 02 trains on n_sft = 100 of n_train = 100")]
 
 
+def test_where_no_policy_is_trained_and_nothing_is_drawn_to_train_on_that_is_told_too(root, monkeypatch):
+    profile(root, n01="n_train: 0\n", n03="policy: embedded\n")
+    monkeypatch.setenv("MMPRM_ROOT", str(root))
+    planned = stages.plan("mine")[0]
+    told = list(dryrun.counts(planned[1], stages.run_of(planned[1], planned)))
+    assert told == [(False, "no train problem is left to label: n_train = 0")]
+
+
+@pytest.mark.parametrize("engine", ["transformers", "http://127.0.0.1:1/v1"])
+def test_where_a_benchmark_is_read_nobody_needs_a_policy(root, monkeypatch, engine):
+    shared = "policy: owner/solver\nprms: {judge: embedded, marker: owner/solver}\nmain_prm: judge\n"
+    profile(root, n05=f"{shared}benchmark_path: test.jsonl\nengine: {engine}\n", n06=f"{shared}engine: {engine}\n")
+    monkeypatch.setenv("MMPRM_ROOT", str(root))
+    names = [dryrun.names_of(stage) for stage in stages.plan("mine")[0]]
+    # what is read as a PRM is needed, under whatever other name it stands
+    assert names[0] == ["embedded", "owner/solver"]
+    assert names[1][0] == ("owner/solver" if engine == "transformers" else "embedded") and len(names[1]) == 2
+
+
+BENCHMARK = "source: hub\nbenchmark: dynamath\nn_train: 0\nn_dev: 0\nn_test: 1000000\n"  # as docs/benchmarks.md has it
+
+
+def test_of_a_benchmark_by_its_name_the_registry_says_what_is_read_and_how_much(dry, root, monkeypatch):
+    assert BENCHMARK in (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    asked = []
+    monkeypatch.setattr(dryrun, "on_hub", lambda *given: asked.append(given) or ("the hub", ""))
+    profile(root, n01=BENCHMARK)
+    code, out = dry("--profile", "mine", root=root)
+    assert code == 0 and asked == [("DynaMath/DynaMath_Sample", "main", "dataset")]
+    assert "ok       data set DynaMath/DynaMath_Sample: in the hub" in out
+    assert "0.5 GB of disk" in out  # 5,010 problems of 101 kB, not a million
+    profile(root, n01=BENCHMARK.replace("dynamath", "olympiadbench"))
+    dry("--profile", "mine", root=root)
+    profile(root, n01=f"{BENCHMARK}dataset_id: owner/copy\nrevision: v2\n")
+    dry("--profile", "mine", root=root)
+    pinned = "91184b52131e7fc9455fef848035173aea8cc01a"
+    assert asked[1:] == [("Hothan/OlympiadBench", pinned, "dataset"), ("owner/copy", "v2", "dataset")]
+    profile(root, n01=BENCHMARK.replace("dynamath", "dynamite"))
+    code, out = dry("--profile", "mine", root=root)
+    assert code == 1 and "MISSING  benchmark 'dynamite' is unknown: use one of" in out and len(asked) == 3
+
+
+def test_a_data_set_may_be_a_folder(dry, root, monkeypatch):
+    monkeypatch.setattr(dryrun, "on_hub", lambda *given: ("", "the hub was asked"))
+    for name, folder in ((str(root / "mine"), root / "mine"), ("../mine", root / "mine")):
+        folder.mkdir(exist_ok=True)
+        for more in ("", "benchmark: dynamath\nn_train: 0\nn_dev: 0\n"):
+            profile(root, n01=f"source: hub\ndataset_id: {name}\nrevision: abc\n{more}")
+            code, out = dry("--profile", "mine", root=root)
+            assert code == 0 and f"ok       data set {name}: a folder" in out
+
+
 TINY = stages.plan("tiny")[0]
 
 
@@ -218,6 +272,42 @@ def test_for_a_released_prm_its_size_is_known_and_what_to_do_first_is_told(name,
     assert re.search(r"05_visualprocessbench: [\d.]+ million tokens read, 0\.\d GPU hours, 1[6-9]\.\d GB of GPU", said)
     asked = "system_file models/VL-PRM-7B-system.txt: write the system message of vl_prm into it"
     assert (asked in said) is (name == "vl_prm_7b")
+
+
+FORMATS_05 = """
+benchmark_path: rows.jsonl
+prms: {{theirs: {folder}, marker_theirs: {folder}, judge: embedded}}
+main_prm: theirs
+formats:
+  theirs: {{format: process, labels: [{words}]}}
+  marker_theirs: {{format: chat, system_file: {system}}}
+"""
+
+
+def test_a_prm_of_others_is_tried_as_it_is(dry, root):
+    """Its words, its marker and its system message are looked for in its own files; no marker is added for it."""
+    (root / "rows.jsonl").write_text("{}\n")
+    shutil.copytree(EMBEDDED, root / "theirs")
+    profile(root, n05=FORMATS_05.format(folder="theirs", words='"Yes", "No"', system="checkpoint"))
+    code, out = dry("--profile", "mine", root=root)
+    assert code == 1 and [line for line in lines_of(out, "05_visualprocessbench") if line.startswith("MISSING")] == [
+        "MISSING  theirs, marker_theirs: ValueError: marker_theirs: the configuration has no system_message: "
+        "set system_file to a text file",
+        "MISSING  theirs, theirs: its tokenizer has no <prm> token, which a PRM in this format was trained with",
+    ]
+    processor = AutoProcessor.from_pretrained(EMBEDDED)
+    processor.tokenizer.add_tokens([AddedToken("<prm>", special=True, normalized=False)], special_tokens=True)
+    processor.save_pretrained(root / "theirs")
+    (root / "prompt.txt").write_text("Judge.")
+    profile(root, n05=FORMATS_05.format(folder="theirs", words='"Yes", "No"', system="prompt.txt"))
+    code, out = dry("--profile", "mine", root=root)
+    assert code == 0 and "ok       model theirs: a folder" in out, out
+    profile(root, n05=FORMATS_05.format(folder="theirs", words="certainly, never", system="prompt.txt"))
+    code, out = dry("--profile", "mine", root=root)
+    assert code == 1 and "MISSING  theirs, theirs: ValueError: no single tokens for the labels" in out
+    profile(root, n05=FORMATS_05.format(folder="theirs", words='"Yes", "No"', system="prompt.txt, thresold: 0.5"))
+    code, out = dry("--profile", "mine", root=root)
+    assert code == 2 and "formats of 'marker_theirs'" in out
 
 
 def test_a_checkpoint_with_code_of_its_own_is_named_with_the_command_for_it(tmp_path):

@@ -14,12 +14,13 @@ class ToyRun:
     """Keeps what a Run would record."""
 
     def __init__(self, folder):
-        self.folder, self.models = folder, {}
+        self.folder, self.models, self.external_paths = folder, {}, []
 
     def input(self, name):
         return self.folder / name
 
     def external(self, path):
+        self.external_paths.append(path)
         return self.folder / path
 
     def model(self, name, fingerprint, revision=""):
@@ -140,6 +141,19 @@ def test_compare_reports_both_thresholds():
     assert half["value"] == pytest.approx(0.375)  # all called right: F1 2 * 3 / (2 * 3 + 2) = 0.75, and 0
     with pytest.raises(ValueError, match="2 rows hold macro_f1_pooled"):
         evaluation.look_up(table, "macro_f1_pooled", scorer="m")
+
+
+def test_a_stated_threshold_is_told_from_one_of_the_dev_part():
+    bench = bench_of([[1, -1], [1, -1]])
+    scores = {name: {s.solution_id: [0.9, 0.7] for s in bench.solutions} for name in ("m", "theirs")}
+    formats = {"theirs": {"threshold": 0.85}, "m": {"labels": ["+", "-"]}, "other": {"threshold": 0.1}}
+    chosen = evaluation.thresholds(bench, scores, formats)
+    table = evaluation.compare(bench, scores, chosen, 0, 100, formats)
+    found = table.drop_duplicates(["scorer", "threshold_from"])[["scorer", "threshold_from", "threshold"]]
+    assert found.to_numpy().tolist() == [
+        ["m", "dev", pytest.approx(0.8)], ["m", "half", 0.5], ["theirs", "stated", 0.85], ["theirs", "half", 0.5],
+    ]  # fmt: skip
+    assert set(evaluation.origins(scores, formats).values()) == set(evaluation.ORIGINS)
 
 
 def test_the_difference_of_two_scorers_is_paired():

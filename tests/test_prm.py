@@ -313,8 +313,26 @@ def test_predicted_history_shows_the_verdicts_made(problems):
     scorer._pass = lambda p, s, histories: seen.append(histories) or [np.array([0.2, 0.9, 0.1], np.float32)]
     scorer.score(problems[0], [solution(problems[0], ["a", "b", "c"])])
     assert seen == [[["+", "+", "+"]], [["-", "+", "+"]], [["-", "+", "+"]]]  # 0.2 is "-", 0.9 is "+"
+    # at a threshold a step is right, as in benchmark.py, in 64 bits: 0.7 in 32 bits is a little less than 0.7
+    for threshold, shown in ((0.9, "--"), (0.7, "-+"), (0.5, "++"), (0.51, "-+")):
+        scorer, seen = scoring.Scorer("chat", model, processor, history="predicted", threshold=threshold), []
+        scorer._pass = lambda p, s, histories, seen=seen: seen.append(histories) or [np.array([0.5, 0.75], np.float32)]
+        scorer.score(problems[0], [solution(problems[0], ["a", "b", "c"])])
+        assert seen[-1] == [[*shown, "+"]]
+    assert scorer._shown(["a"], np.array([0.7], np.float32)) == ["+"]
+    scorer.threshold = 0.7
+    assert scorer._shown(["a"], np.array([0.7], np.float32)) == ["-"]  # 0.699999988 < 0.7
     with pytest.raises(ValueError, match="history is 'true'"):
         scoring.Scorer("chat", model, processor, history="true")
+
+
+def test_the_threshold_of_a_predicted_history_is_in_the_fingerprint():
+    model, processor = fresh()
+    marks = {
+        h: [scoring.Scorer("chat", model, processor, history=h, threshold=t).fingerprint for t in (0.5, 0.85)]
+        for h in ("plus", "predicted")
+    }
+    assert marks["plus"][0] == marks["plus"][1] and len({*marks["predicted"], marks["plus"][0]}) == 3
 
 
 def test_three_way_scores_stay_in_the_unit_interval():

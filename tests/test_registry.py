@@ -242,6 +242,16 @@ def test_the_document_is_what_the_registry_says():
     assert written == registry.document(), "python -m mmprm_lib.registry > docs/benchmarks.md brings it up to date"
 
 
+def test_no_comma_cuts_a_sentence_in_two():
+    """In a bracketed list a comma ends an entry: where there are several, all must stand in quotes."""
+    for name, entry in yaml.compose(registry.PATH.read_text(encoding="utf-8")).value[0][1].value:
+        for key, node in entry.value:
+            if key.value in ("differs", "not_verified", "may_not") and node.flow_style and len(node.value) > 1:
+                assert all(text.style == '"' for text in node.value), f"{name.value}, {key.value}: quote each entry"
+    differs = registry.benchmark("olympiadbench").differs
+    assert len(differs) == 3 and differs[-1] == "what cannot be parsed is unknown, not wrong"
+
+
 def test_a_wrong_entry_is_an_error():
     content = yaml.safe_load(registry.PATH.read_text(encoding="utf-8"))
     for change in ({"revision": "main"}, {"built_from": ["nothing"]}, {"columns": {"id": "{id}"}}, {"colour": "red"},

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
+import papermill
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
-from mmprm_lib import data, encoding, evaluation, models, parameters, prm, released, scoring, stages
+from mmprm_lib import benchmark, data, encoding, evaluation, models, parameters, prm, released, scoring, stages, world
+from mmprm_lib.convert import CHAT_TEMPLATE
+from mmprm_lib.provenance import content
+from mmprm_lib.run import Run
 from mmprm_lib.schema import Scores
-from mmprm_lib.steps import FORMATS, chat_template, process_template
+from mmprm_lib.steps import FORMATS, TEMPLATES, chat_template, process_template
 from tests import families
 from tests.conftest import REPOSITORY
 from tests.doubles import problem, solution
@@ -176,12 +182,47 @@ def test_a_system_prompt_comes_from_a_file_or_the_checkpoint(tmp_path):
         released.read_format("v", choices, SimpleNamespace(), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["chat", "chat_advantage", "process"])
+def test_without_a_system_prompt_there_is_none_of_ours(kind):
+    """What a PRM of others has never seen must not stand before its questions; its own template may write one."""
+    form, _ = released.read_format("v", {"format": kind, "system_file": ""}, None, REPOSITORY)
+    assert form.system == "" and released.read_format("v", {"format": kind}, None, REPOSITORY)[0] == form
+    processor = tiny()[1]
+    layout = TEMPLATES[kind](ASKED, ["a"], processor, form)
+    begun = "<|im_start|>user\n### Question:\n<image>\nWhich bar?\n\n### Solution Process:\n"
+    if kind == "process":
+        begun = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n<image>\nQuestion: Which bar?\nProcess: "
+    assert layout.prompt == begun
+    converted = copy.copy(processor)
+    converted.chat_template = CHAT_TEMPLATE.replace("SYSTEM", json.dumps("From the checkpoint"))
+    own = "<|im_start|>system\nFrom the checkpoint<|im_end|>\n"
+    assert TEMPLATES[kind](ASKED, ["a"], converted, form).prompt.startswith(own)
+
+
+def test_the_file_of_a_system_prompt_is_an_input_of_the_run(asked, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMPRM_ROOT", str(REPOSITORY))
+    monkeypatch.setenv("MMPRM_RESULTS", str(tmp_path / "results"))
+    path = tmp_path / "prompt.txt"
+    path.write_text("Judge.", encoding="utf-8")
+    run = Run("05_visualprocessbench", {"run_name": "r"})
+    choices = {"format": "chat", "labels": ["+", "-"], "system_file": str(path), "history": "predicted"}
+    scorer = evaluation.load_scorer(run, "theirs", str(checkpoint), choices=choices | {"threshold": 0.85})
+    assert (scorer.form.system, scorer.history, scorer.threshold) == ("Judge.", "predicted", 0.85)
+    run.finish()
+    manifest = json.loads((run.folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["external"][str(path)] == content(path)
+    run = ToyRun(tmp_path)
+    evaluation.load_scorer(run, "theirs", str(checkpoint), choices=choices | {"system_file": "checkpoint"})
+    assert run.external_paths == [str(checkpoint)]
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
         ({"format": "chat", "turns": "open"}, "choose among format, marker, instruction, system, labels, separator,"),
         ({"labels": ["+", "-"]}, "format is None, not one of marker, orm, judge, process, chat"),
         ({"format": "chat", "threshold": 85}, "threshold is 85, a score is from 0 to 1"),
+        (yaml.safe_load("{format: process, labels: [Yes, No]}"), r"labels are \[True, False\]: give words, in quotes"),
     ],
 )
 def test_a_wrong_choice_is_named(choices, message):
@@ -196,6 +237,28 @@ def test_a_stated_threshold_stands_in_place_of_the_one_from_dev():
     assert found["a"] == 0.85 and found["b"] == evaluation.thresholds(bench, scores)["b"] != 0.85
     nobody = bench_of([])
     assert evaluation.thresholds(nobody, scores, {"a": {"threshold": 0.85}}) == {"a": 0.85, "b": 0.5}
+
+
+@pytest.mark.slow
+def test_the_notebook_says_that_a_threshold_was_stated(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMPRM_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    problems = data.from_world({"test": 12}, 0, tmp_path / "world")
+    rates = {"slip": 0.3, "misconception": 0.5, "neutral": 0.1}
+    solutions = evaluation.writer_solutions(problems, "w", 2, 0, **rates)
+    truths = [world.truth(next(p for p in problems if p.problem_id == s.problem_id), s.steps) for s in solutions]
+    benchmark.write_visualprocessbench(tmp_path / "test.jsonl", problems, solutions, truths)
+    given = {
+        "run_name": "r", "benchmark_path": str(tmp_path / "test.jsonl"), "dev_share": 0.0, "main_prm": "theirs",
+        "prms": {"theirs": str(checkpoint)}, "n_resamples": 100,
+        "formats": {"theirs": {"format": "chat", "labels": ["+", "-"], "threshold": 0.85}},
+    }  # fmt: skip
+    notebook = REPOSITORY / "notebooks" / "05_visualprocessbench.ipynb"
+    papermill.execute_notebook(notebook, tmp_path / "05.ipynb", given, progress_bar=False, cwd=notebook.parent)
+    table = pd.read_csv(tmp_path / "results" / "r" / "05_visualprocessbench" / "table_metrics.csv")
+    assert set(zip(table["threshold_from"], table["threshold"], strict=True)) == {("stated", 0.85), ("half", 0.5)}
+    said = (tmp_path / "05.ipynb").read_text(encoding="utf-8")
+    assert "at 0.850 (as stated)" in said and "(from the dev part)" not in said
 
 
 def test_every_released_prm_has_both_notebooks_and_their_choices_agree():
