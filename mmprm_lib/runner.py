@@ -44,7 +44,8 @@ def kernel_of_this_python(threads: int | None = None) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="mmprm_kernel_") as folder:
         path = os.pathsep.join(filter(None, [str(provenance.PACKAGE.parent), os.environ.get("PYTHONPATH")]))
         spec = {
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            # jupyter_client interrupts a kernel before it ends it, which an idle one would report as an error
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"],
             "display_name": "Python 3 (ipykernel)",
             "language": "python",
             # figures are shown in the notebook even where the caller asked for another backend
