@@ -85,11 +85,14 @@ def kept_types(folder):
 
 
 @pytest.mark.skipif(not models.has_bf16(torch.device("cpu")), reason="this CPU does not compute in bfloat16")
-@pytest.mark.parametrize("weights", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
-def test_shards_in_bf16_learn_what_one_process_learns_and_keep_the_type(made, tmp_path, weights):
+@pytest.mark.parametrize(
+    ("weights", "lora_rank"),
+    [("bfloat16", 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("float32", 0), ("bfloat16", 4)))],
+)
+def test_shards_in_bf16_learn_what_one_process_learns_and_keep_the_type(made, tmp_path, weights, lora_rank):
     problems, records, start = made
-    settings = {**SETTINGS, "bf16": True, "start_options": {"dtype": weights}, "eval_records": records[:4]}
-    # one process keeps what learns in float32, as FSDP does whatever `weights` is
+    settings = {**SETTINGS, "bf16": True, "lora_rank": lora_rank, "start_options": {"dtype": weights}}
+    # one process that keeps what learns in float32, as FSDP and LoRA do whatever `weights` is
     plain = {**settings, "gradient_accumulation": 2, "start_options": {"dtype": "float32"}}
     one = launch.train("marker", records, problems, start, tmp_path / "1", **plain)
     two = launch.train("marker", records, problems, start, tmp_path / "2", n_processes=2, fsdp=True, **settings)
