@@ -7,6 +7,8 @@ PY := $(VENV)/bin/python
 # a new lock makes a new stamp, so that an old environment is brought up to date, and a current one costs no time
 # make bench measures on the tiny policy where make run has made it
 POLICY := $(or $(wildcard results/tiny/02_policy/policy),embedded)
+# a new file, which takes the old one's place when it is whole: all rows of the table are of one run
+BENCH := results/bench/new.json
 CRITIC := results/tiny/07_generative_prm/critique
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile
@@ -62,17 +64,20 @@ lab: $(STAMP)
 
 bench: $(STAMP)
 	@echo "make bench: about 25 minutes on 2 cores, 8 of them for 100,000 simulated solutions; leave the machine alone"
-	@$(PY) benchmarks/bench_generation.py --model $(POLICY) --out results/bench/bench.json
-	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out results/bench/bench.json
-	@$(PY) benchmarks/bench_manners.py --model $(POLICY) --out results/bench/bench.json
-	@$(PY) benchmarks/bench_scoring.py --out results/bench/bench.json
-	@$(PY) benchmarks/bench_training.py --out results/bench/bench.json
-	@if [ -d $(CRITIC) ]; then $(PY) benchmarks/bench_critic.py --critic $(CRITIC) --out results/bench/bench.json; \
+	@rm -f $(BENCH)
+	@$(PY) benchmarks/bench_generation.py --model $(POLICY) --out $(BENCH)
+	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out $(BENCH)
+	@$(PY) benchmarks/bench_manners.py --model $(POLICY) --out $(BENCH)
+	@$(PY) benchmarks/bench_scoring.py --out $(BENCH)
+	@$(PY) benchmarks/bench_training.py --out $(BENCH)
+	@if [ -d $(CRITIC) ]; then $(PY) benchmarks/bench_critic.py --critic $(CRITIC) --out $(BENCH); \
 	  else echo "no critic to measure: make run makes one"; fi
 	@if [ -d $(VLLM) ]; then VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python benchmarks/bench_vllm.py --model $(POLICY) \
-	  --out results/bench/bench.json; else echo "no vLLM to measure: make vllm-env makes its environment"; fi
+	  --out $(BENCH); else echo "no vLLM to measure: make vllm-env makes its environment"; fi
 	@if [ -d $(VLLM) ] && [ -e /proc/driver/nvidia/version ]; then \
-	  $(VLLM)/bin/python benchmarks/bench_chip.py --out results/bench/bench.json; fi
+	  $(VLLM)/bin/python benchmarks/bench_chip.py --out $(BENCH); \
+	  else echo "no chip to measure: it needs an NVIDIA GPU, and make vllm-env"; fi
+	@mv $(BENCH) results/bench/bench.json
 	@$(PY) benchmarks/common.py results/bench/bench.json
 
 sweep: $(STAMP)

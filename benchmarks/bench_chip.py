@@ -5,7 +5,8 @@ A Qwen2.5-VL with random weights in bf16 and 1,024 tokens an image, so no sample
 chip_generate: samples of `TransformersGenerator`; chip_vllm: the same of `VllmGenerator`; chip_scores: step scores of
 candidates of some 200 tokens by a marker PRM. Each value is a share: the FLOPs that the work takes, as PyTorch counts
 them, per second, over those of a product of two large matrices in the same run. `of_peak` is the same over the peak
-that the chip's data sheet names, where it stands below.
+that the chip's data sheet names, where it stands below. Every round of sampling has problems of its own, as long as the
+others: vLLM keeps images and prompts that it has met, and would skip what is counted.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from common import keep, place, versions
 from torch.utils.flop_counter import FlopCounterMode
 from wide import QWEN, labelled, qwen
 
-from mmprm_lib import data, prm
+from mmprm_lib import data, models, prm
 from mmprm_lib.generation import Request, Sampling, TransformersGenerator
 from mmprm_lib.scoring import Scorer
 
@@ -80,13 +81,13 @@ def entry(flops: float, seconds: list[float], product: tuple[float, str], **more
             "low": float(shares.min()), "high": float(shares.max()), "n": len(shares), **known, **more}  # fmt: skip
 
 
-def sampler(generator, problems: list, n: int, max_new_tokens: int) -> Work:
-    """Draws n samples of each problem; gives the tokens drawn."""
+def sampler(generator, problems: list, args: argparse.Namespace) -> Work:
+    """Draws n samples of each of the round's own problems; gives the tokens drawn."""
 
     def work(turn: int) -> float:
-        before = generator.n_generated_tokens
-        sampling = Sampling(max_new_tokens=max_new_tokens, seed=turn)
-        for _ in generator.sample([Request(p) for p in problems], n, sampling):
+        before, mine = generator.n_generated_tokens, problems[turn * args.problems : (turn + 1) * args.problems]
+        sampling = Sampling(max_new_tokens=args.max_new_tokens, seed=turn)
+        for _ in generator.sample([Request(p) for p in mine], args.n, sampling):
             pass
         return float(generator.n_generated_tokens - before)
 
@@ -101,13 +102,14 @@ def vllm_generator(model, processor, folder: Path) -> AbstractContextManager:
 
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    models.release_gpu()
     share = {"gpu_memory_utilization": 0.6} if torch.cuda.is_available() else {}  # the other model stays where it is
     return VllmGenerator(folder, max_model_len=4096, **share)
 
 
 def generation(model, processor, problems: list, args: argparse.Namespace, product: tuple[float, str]) -> dict:
     """The rows of generation: by transformers, and by vLLM where it is."""
-    draw = sampler(TransformersGenerator(model, processor), problems, args.n, args.max_new_tokens)
+    draw = sampler(TransformersGenerator(model, processor), problems, args)
     flops = counted(draw)
     speeds, seconds = measure(draw, args.rounds)
     found = {"chip_generate": entry(flops, seconds, product, tokens_per_s=float(np.median(speeds)))}
@@ -116,7 +118,7 @@ def generation(model, processor, problems: list, args: argparse.Namespace, produ
         nullcontext() if args.no_vllm else vllm_generator(model, processor, Path(folder)) as generator,
     ):
         if generator is not None:
-            speeds, seconds = measure(sampler(generator, problems, args.n, args.max_new_tokens), args.rounds)
+            speeds, seconds = measure(sampler(generator, problems, args), args.rounds)
             found["chip_vllm"] = entry(flops, seconds, product, tokens_per_s=float(np.median(speeds)))
     return found
 
@@ -159,9 +161,9 @@ def main() -> None:
     words = f"products of {args.side} x {args.side} matrices in {str(dtype)[6:]}"
     product = product_flops(args.side, dtype), words
     with tempfile.TemporaryDirectory() as folder:
-        problems = data.from_world({"test": args.problems}, 0, Path(folder))
+        problems = data.from_world({"test": args.problems * (args.rounds + 1)}, 0, Path(folder))
         found = generation(model, processor, problems, args, product)
-        found |= scoring(model, processor, problems, args, product)
+        found |= scoring(model, processor, problems[: args.problems], args, product)
     for name, row in found.items():
         told = {k: round(v, 3) for k, v in row.items() if isinstance(v, float) and k not in ("value", "low", "high")}
         print(f"{name} {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}] of {row['baseline']}; {told}")

@@ -66,7 +66,8 @@ def main() -> None:
     rounds = rates[:, 0] / rates[:, 1]
     print(f"{ours:,.1f} step scores/s, {theirs:,.1f} where every piece is asked anew; {place()}")
     result = {"value": float(ours / theirs), "baseline": "every piece of a critique asked anew",
-              "low": float(rounds.min()), "high": float(rounds.max())}  # fmt: skip
+              "low": float(rounds.min()), "high": float(rounds.max()), "n": len(rounds),
+              "scores_per_s": float(ours)}  # fmt: skip
     print(f"critic_vs_anew {result['value']:.2f} [{result['low']:.2f}, {result['high']:.2f}]")
     keep(args.out, {"critic_vs_anew": result})
 

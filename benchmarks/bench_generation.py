@@ -70,8 +70,9 @@ def ratio(found: dict) -> dict[str, float | str]:
     best = {kind: max(rates.values(), key=np.median) for kind, rates in found.items()}
     rounds = np.array(best["ours"]) / np.array(best["raw"])
     size = max(found["raw"], key=lambda s: np.median(found["raw"][s]))
-    value, baseline = float(np.median(best["ours"]) / np.median(best["raw"])), f"transformers generate, batch {size}"
-    return {"value": value, "baseline": baseline, "low": float(rounds.min()), "high": float(rounds.max())}
+    ours, raw = (float(np.median(best[kind])) for kind in ("ours", "raw"))
+    return {"value": ours / raw, "baseline": f"transformers generate, batch {size}", "low": float(rounds.min()),
+            "high": float(rounds.max()), "n": len(rounds), "tokens_per_s": ours}  # fmt: skip
 
 
 def main() -> None:

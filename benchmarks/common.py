@@ -1,5 +1,5 @@
 """What all benchmarks share: the machine in words, the file of results, and `python benchmarks/common.py FILE`, which
-prints that file as one table.
+prints that file as one table, with the machines.
 """
 
 import json
@@ -46,8 +46,4 @@ def keep(path: Path | None, result: dict) -> None:
 
 
 if __name__ == "__main__":
-    file = Path(sys.argv[1])
-    print(bench(file))
-    measured = json.loads(file.read_text()).values()
-    for told in sorted({f"{v.get('machine', 'machine not told')}; {v.get('versions', '')}" for v in measured}):
-        print(told)
+    print(bench(Path(sys.argv[1])))

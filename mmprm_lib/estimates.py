@@ -238,7 +238,7 @@ def estimate(name: str, run: Run, shape_of: ShapeOf) -> Estimate:
     flops += done.trained * (4 if p.get("lora_rank") else 6) / TRAINING_SHARE  # LoRA: no gradients of the weights
     n_kept = {"02": 1, "04": len(p.get("prms", ())), "12": 1}.get(name[:2], 0)
     n_kept = len(p["epochs"]) if name[:2] == "07" else n_kept
-    kept = n_kept * main.n_weights * _weight_bytes(name, p)
+    kept = n_kept * main.n_weights * _weight_bytes(name, p)  # saved in the type that they started with
     training, alone = memory_gb(name, run, shapes)
     several = n_processes(p) > 1 and training > 0
     scratch = 2 * learning_gb(main, p, _weight_bytes(name, p)) if training and p.get("save_steps") else 0.0

@@ -3,15 +3,18 @@
 With `n_processes` above 1 torchrun runs `python -m mmprm_lib.launch FOLDER` as often, whose folder holds the arguments;
 with `n_machines` above 1 so many machines of a Ray cluster do so together, and the folder lies beside the output, on a
 file system that they share. `batch_size` is that of each process, so an update takes as many times the rows. With
-`fsdp` the processes share one copy of weights, gradients and moments; the first alone reads the checkpoint.
+`fsdp` the processes share one copy of weights, gradients and moments; the first of each machine reads the checkpoint,
+and what is saved has the type that the weights started with.
 `start_options` go to `models.load`. RuntimeError with what the processes said if one fails; ValueError for fewer than
 one, and for more machines than there are.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -121,10 +124,14 @@ def _torchrun(
         raise ValueError(f"the problems' images lie in {len(roots)} folders: give problems of one file")
     named = {"output_dir": str(Path(output_dir).resolve()), "root": roots.pop()}
     named |= {"tables": {name: type(rows[0]).__name__ for name, rows in tables.items() if rows}}
-    near = Path(named["output_dir"]).parent if sizes[0] > 1 else None  # where the other machines find it, too
+    out = Path(named["output_dir"])
+    near = out.parent if sizes[0] > 1 else None  # where the other machines find it, too
     if near:
         near.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".train_", dir=near) as name:
+        for left in near.glob(f".train_????????.{glob.escape(out.name)}"):  # by a run for this output that was killed
+            shutil.rmtree(left)
+    models.release_gpu()  # the first process gets the GPU that this one has used
+    with tempfile.TemporaryDirectory(prefix=".train_", suffix=f".{out.name}", dir=near) as name:
         folder = Path(name)
         for table, rows in {**tables, "problems": problems}.items():
             write_records(folder / f"{table}.jsonl", list(rows))
@@ -155,7 +162,7 @@ def work(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if job["settings"].get("fsdp"):  # transformers and accelerate read these: weights for the first process alone
+    if job["settings"].get("fsdp"):  # transformers and accelerate read these: weights for a machine's first process
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
         job["options"]["device"] = "cpu"
     # the processes know each other before anything is read; one may read and hash a large checkpoint for all

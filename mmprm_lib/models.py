@@ -1,5 +1,6 @@
 """Vision-language models: loading any of the Auto classes, and the architecture of the embedded base."""
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -152,6 +153,13 @@ def load(
     except SafetensorError as error:
         raise ValueError(f"the weights of {path} are no safetensors ({error}): fetch or convert them again") from error
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+
+
+def release_gpu() -> None:
+    """Nothing; other processes can have what deleted models held of a GPU, which PyTorch would keep for later."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def weights_hash(module: torch.nn.Module) -> str:

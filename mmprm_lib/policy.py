@@ -26,7 +26,7 @@ from .packing import tensors as packed_tensors
 from .rows import lines_of
 from .schema import Problem, fingerprint, write_bytes
 from .steps import FORMATS, end_of_turn, join, neutralise, policy_prompt, split
-from .training import UpdateTrainer, gathered, training_arguments, with_lora
+from .training import UpdateTrainer, gathered, training_arguments, types_of, with_lora
 
 Pair = tuple[Problem, list[str]]  # a problem and the steps of a worked solution
 Text = tuple[Problem, str, str]  # a problem, a prompt with its image, and the text to be learnt
@@ -202,10 +202,10 @@ def tune(
         kind = TokenTrainer if weigh or not getattr(model, "accepts_loss_kwargs", True) else UpdateTrainer
         trainer = kind(tuned, arguments, train_dataset=data, data_collator=lambda batch: collate(encoder, batch))
         trainer.remove_callback(PrinterCallback)  # the history is returned; a notebook shows it as a figure
-        resumes = arguments.save_strategy != "no"
+        resumes, types = arguments.save_strategy != "no", types_of(tuned)
         trainer.train_from(trainer.training_key(processor.image_processor.to_json_string()) if resumes else "")
     trainer.accelerator.unwrap_model(tuned, keep_fp32_wrapper=False)  # else its forward pass stays in mixed precision
-    gathered(tuned)
+    gathered(tuned, types)
     if first():
         model = (tuned.merge_and_unload() if lora_rank else tuned).eval()
         model.save_pretrained(output_dir)

@@ -28,7 +28,7 @@ from mmprm_lib.packing import collate_packed, packed_rows, rows_per_batch, with_
 from mmprm_lib.schema import Problem, Solution, StepLabels, write_bytes
 from mmprm_lib.scoring import Scorer, StepHead, label_ids
 from mmprm_lib.steps import FORMATS, MARKER, Format
-from mmprm_lib.training import UpdateTrainer, gathered, training_arguments, with_lora
+from mmprm_lib.training import UpdateTrainer, gathered, training_arguments, types_of, with_lora
 
 
 def add_marker(model, processor, marker_init: str = "mean") -> None:
@@ -264,10 +264,11 @@ def train(
     key = trainer.training_key(*shaped) if arguments.save_strategy != "no" else ""
     if key and (again := _finished(output_dir, key, model, processor)):
         return again
+    types = types_of(head)
     with by_rows(model) if pack_size > 1 else nullcontext():
         trainer.train_from(key)
     keeper.restore()
-    gathered(head)
+    gathered(head, types)
     best = keeper.best or {}
     prm = TrainedPRM(
         form, model, processor, trainer.state.log_history, best.get("epoch"), best, dropped, n_rows, key

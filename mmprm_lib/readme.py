@@ -18,6 +18,10 @@ from mmprm_lib.run import read_manifest
 from mmprm_lib.schema import write_bytes
 
 REFERENCE = "results/tiny"  # the reference run
+UNITS = {  # of the speeds in bench.json
+    "tokens_per_s": "tokens/s", "labels_tokens_per_s": "tokens/s", "scores_per_s": "step scores/s",
+    "steps_per_s": "labelled steps/s",
+}  # fmt: skip
 MARKER = re.compile(r"<!-- (begin|end): ([a-z_]+) -->")
 BEST_OF_N, BENCHMARK, LABELING = "06_best_of_n", "05_visualprocessbench", "03_mc_labeling"
 CRITIC, REFINED, COST = "07_generative_prm", "08_refined_best_of_n", "12_labeling_cost"
@@ -162,14 +166,32 @@ def base(path: Path) -> str:
 
 
 def bench(path: Path) -> str:
-    """A table of throughput ratios from bench.json, with their range over the rounds."""
+    """A table of throughput ratios from bench.json: their range over the rounds, the speed of ours, and where it was
+    measured; below the table alone, if that was one machine with one set of packages.
+    """
     if not path.is_file():
         return "`make bench` has no committed result yet."
-    rows = []
-    for key, found in sorted(read_json(path).items()):
+    measured, rows = sorted(read_json(path).items()), []
+    places = list(dict.fromkeys(place(found) for _, found in measured))
+    for key, found in measured:
         value, low, high = (f"{found[name]:.{2 if found['value'] >= 0.1 else 4}f}" for name in ("value", "low", "high"))
-        rows.append((f"`{key}`", value, f"{low} to {high}", found["baseline"]))
-    return markdown(("ratio", "value", "range over the rounds", "against"), rows)
+        row = (f"`{key}`", value, f"{low} to {high}", found["baseline"], speed(found))
+        rows.append((*row, str(places.index(place(found)) + 1))[: 5 + (len(places) > 1)])
+    head = ("ratio", "value", "range over the rounds", "against", "our speed", "measured on")[: 5 + (len(places) > 1)]
+    told = [f"{i}. {where}" for i, where in enumerate(places, 1)] if len(places) > 1 else [f"On {places[0]}."]
+    return "\n\n".join([markdown(head, rows), "\n".join(told)])
+
+
+def place(found: Mapping[str, Any]) -> str:
+    """Machine and packages that a row of bench.json was measured with."""
+    return f"{found.get('machine', 'a machine that is not told')}; {found.get('versions', 'versions not told')}"
+
+
+def speed(found: Mapping[str, Any]) -> str:
+    """The speed in a row of bench.json, and its share of the chip's peak, as far as they stand there; else a dash."""
+    parts = [f"{found[key]:,.{0 if found[key] >= 100 else 1}f} {unit}" for key, unit in UNITS.items() if key in found]
+    parts += [f"{found['of_peak']:.1%} of the chip's peak"] if "of_peak" in found else []
+    return ", ".join(parts) or "-"
 
 
 def not_run(stage: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,18 +72,25 @@ def training_arguments(
     )
 
 
-def gathered(module: torch.nn.Module) -> None:
+def types_of(module: torch.nn.Module) -> dict[str, torch.dtype]:
+    """The type of each of a module's weights, by its name; tied ones by all of theirs."""
+    return {name: p.dtype for name, p in module.named_parameters(remove_duplicate=False)}
+
+
+def gathered(module: torch.nn.Module, types: Mapping[str, torch.dtype]) -> None:
     """Nothing; what FSDP has sharded is whole again, in the first process' memory; the others hold nothing any more.
 
-    All processes must call it. The module is then good for merging and saving, no longer for training.
+    All processes must call it. The module is then good for merging and saving, no longer for training. `types`: those
+    of before the training (`types_of`), which the weights get back; FSDP keeps what learns in float32.
     """
     trained(module)  # no weights that a forward pass has put together
     sharded = any(isinstance(p, DTensor) for p in module.parameters())
     done: dict[int, torch.nn.Parameter] = {}  # tied weights stay tied
-    for part in module.modules() if sharded else ():
+    for where, part in module.named_modules() if sharded else ():
         for name, p in part.named_parameters(recurse=False):
             if id(p) not in done:
                 full = p.full_tensor() if isinstance(p, DTensor) else p.detach()
+                full = full.to(types[f"{where}.{name}".removeprefix(".")])
                 kept = full.cpu() if torch.distributed.get_rank() == 0 else full.new_empty(0)
                 done[id(p)] = torch.nn.Parameter(kept, requires_grad=p.requires_grad)
             setattr(part, name, done[id(p)])

@@ -10,6 +10,8 @@ import time
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 
 from mmprm_lib import critique, data, launch, models, world
 from mmprm_lib.schema import StepLabels, write_records
@@ -74,6 +76,59 @@ def test_two_processes_learn_what_one_learns(made, alone, tmp_path, options):
     assert apart(alone.model, two.model) < 1e-5
     ours, theirs = (np.concatenate(found.scorer().score(problems, records)) for found in (alone, two))
     assert theirs == pytest.approx(ours, abs=1e-4)
+
+
+def kept_types(folder):
+    """The types of the weights in a checkpoint's files."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.skipif(not models.has_bf16(torch.device("cpu")), reason="this CPU does not compute in bfloat16")
+@pytest.mark.parametrize(
+    ("weights", "lora_rank"),
+    [("bfloat16", 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("float32", 0), ("bfloat16", 4)))],
+)
+def test_shards_in_bf16_learn_what_one_process_learns_and_keep_the_type(made, tmp_path, weights, lora_rank):
+    problems, records, start = made
+    settings = {**SETTINGS, "bf16": True, "lora_rank": lora_rank, "start_options": {"dtype": weights}}
+    # one process that keeps what learns in float32, as FSDP and LoRA do whatever `weights` is
+    plain = {**settings, "gradient_accumulation": 2, "start_options": {"dtype": "float32"}}
+    one = launch.train("marker", records, problems, start, tmp_path / "1", **plain)
+    two = launch.train("marker", records, problems, start, tmp_path / "2", n_processes=2, fsdp=True, **settings)
+    assert kept_types(tmp_path / "1") == {"F32"}
+    assert kept_types(tmp_path / "2") == {"F32" if weights == "float32" else "BF16"}
+    assert losses(two) == pytest.approx(losses(one), rel=5e-3)  # which fall from 0.67 to 0.60
+    ours, theirs = (np.concatenate(found.scorer().score(problems, records)) for found in (one, two))
+    assert theirs == pytest.approx(ours, abs=1e-2)
+
+
+def test_what_one_process_saves_has_the_type_of_its_start(made, tmp_path):
+    problems, records, start = made
+    settings = {**SETTINGS, "epochs": 1.0, "start_options": {"dtype": "bfloat16"}}
+    launch.train("marker", records, problems, start, tmp_path, **settings)
+    assert kept_types(tmp_path) == {"BF16"}
+
+
+def test_before_processes_start_the_gpu_is_free_and_what_killed_runs_left_is_gone(made, tmp_path, monkeypatch):
+    problems, records, start = made
+    left, others = tmp_path / ".train_abcd_123.marker", tmp_path / ".train_abcd_123.marker_hard"
+    left.mkdir(), others.mkdir()
+    (left / "job.json").write_text("{}")
+    done = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
+
+    def started(*arguments):
+        done.append([path for path in tmp_path.iterdir() if path != others])
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(launch.machines, "torchrun_on", started)
+    with pytest.raises(RuntimeError, match="killed"):
+        launch.train("marker", records, problems, start, tmp_path / "marker", n_machines=2, **SETTINGS)
+    assert done[0] == "emptied" and others.exists() and not left.exists()
+    [folder] = done[1]
+    assert folder.name.startswith(".train_") and folder.suffix == ".marker" and not folder.exists()
 
 
 @pytest.mark.slow

@@ -158,6 +158,18 @@ def test_sources_are_portable(path):
 
 
 @every_notebook
+def test_every_model_is_loaded_in_the_type_that_the_parameters_name(path):
+    if "weights" not in parameters.declared(path) or parameters.declared(path)["weights"].default != "float32":
+        return
+    nodes = [node for cell in code(path) for node in ast.walk(parse(cell)) if isinstance(node, ast.Call)]
+    calls = [node for node in nodes if ast.unparse(node.func) == "models.load"]
+    assert calls
+    for call in calls:
+        given = [ast.unparse(word.value) for word in call.keywords if word.arg in ("dtype", None)]
+        assert given in (["weights"], ["options"]), ast.unparse(call)
+
+
+@every_notebook
 def test_no_profile_takes_another_path(path):
     for cell in code(path):
         assert not re.search(r"\b(smoke|paper)\b", cell["source"].split("#")[0]), "only the parameters differ"

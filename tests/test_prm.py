@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmprm_lib import data, encoding, models, objective, packing, prm, scoring, steps
 from mmprm_lib.schema import Solution, StepLabels
@@ -261,19 +262,6 @@ def test_a_long_prompt_whose_candidates_fill_a_pass_stands_alone_in_it(problems)
     assert batch["input_ids"].shape == (1, sum(len(encoded[i].ids) - encoded[i].n_prompt for i in range(6)))
 
 
-def test_the_vocabulary_is_read_at_two_words_only(problems, monkeypatch):
-    model, processor = fresh()
-    head = model.get_output_embeddings()
-    monkeypatch.setattr(head, "forward", lambda hidden: pytest.fail("the whole vocabulary was computed"))
-    made = [solution(p, ["a", "b"], p.problem_id) for p in problems[:2]]
-    for share in (True, False):
-        scorer = scoring.Scorer("marker", model, processor)
-        scorer.share_prompts = share
-        assert [len(s) for s in scorer.score(problems[:2], made)] == [2, 2]
-    with pytest.raises(pytest.fail.Exception, match="whole vocabulary"):
-        model(input_ids=torch.tensor([[1, 2]]))
-
-
 def test_the_score_is_the_softmax_of_two_logits_at_the_marker(problems):
     model, processor = fresh()
     made = solution(problems[0], ["Bar A is 3", "Answer: 3"])
@@ -287,6 +275,33 @@ def test_the_score_is_the_softmax_of_two_logits_at_the_marker(problems):
     at = inputs["input_ids"][0] == processor.tokenizer.convert_tokens_to_ids("<prm>")
     z = logits[at][:, scoring.label_ids(FORMS["marker"], processor.tokenizer)]
     np.testing.assert_allclose(scores, torch.sigmoid(z[:, 0] - z[:, 1]), atol=2e-6)
+
+
+class Wide(TorchDispatchMode):
+    """Counts the tensors that are as wide as the vocabulary."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.found = vocabulary, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        parts = out if isinstance(out, list | tuple) else [out]
+        self.found += sum(isinstance(t, torch.Tensor) and self.vocabulary in t.shape[1:] for t in parts)
+        return out
+
+
+def test_scoring_computes_no_logit_but_those_of_the_label_words(problems):
+    model, processor = fresh()
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    scorer = scoring.Scorer("marker", model, processor)
+    with Wide(vocabulary) as wide:
+        scorer.score(problems, records(problems))
+    assert wide.found == 0
+    ids = torch.tensor([processor.tokenizer.encode("Sum: 3")])
+    with Wide(vocabulary) as wide, torch.inference_mode():
+        model(input_ids=ids)
+    assert wide.found > 0  # as of the whole head
 
 
 def test_the_image_matters(problems):

@@ -235,8 +235,38 @@ def test_the_base_s_skills_and_cost(tmp_path):
 def test_throughput_ratios(tmp_path):
     path = tmp_path / "bench.json"
     assert readme.bench(path) == "`make bench` has no committed result yet."
-    write_json(path, {"generate_vs_raw": {"value": 1.234, "baseline": "generate, batch 256", "low": 1.1, "high": 1.3}})
-    assert "| `generate_vs_raw` | 1.23 | 1.10 to 1.30 | generate, batch 256 |" in readme.bench(path)
+    row = {"value": 1.234, "baseline": "generate, batch 256", "low": 1.1, "high": 1.3}
+    here = {"machine": "a CPU, 2 threads", "versions": "torch 2.13.0"}
+    chip = {"value": 0.4, "baseline": "products", "low": 0.3, "high": 0.4, "of_peak": 0.3456, "tokens_per_s": 12345.6}
+    slow = row | {"scores_per_s": 21.26}
+    write_json(path, {"b": row | here, "a": slow | here})
+    assert readme.bench(path).splitlines() == [
+        "| ratio | value | range over the rounds | against | our speed |",
+        "| --- | --- | --- | --- | --- |",
+        "| `a` | 1.23 | 1.10 to 1.30 | generate, batch 256 | 21.3 step scores/s |",
+        "| `b` | 1.23 | 1.10 to 1.30 | generate, batch 256 | - |",
+        "",
+        "On a CPU, 2 threads; torch 2.13.0.",
+    ]
+    write_json(path, {"a": row | here, "b": chip | here | {"machine": "a GPU"}, "c": row})
+    assert readme.bench(path).splitlines()[2:] == [
+        "| `a` | 1.23 | 1.10 to 1.30 | generate, batch 256 | - | 1 |",
+        "| `b` | 0.40 | 0.30 to 0.40 | products | 12,346 tokens/s, 34.6% of the chip's peak | 2 |",
+        "| `c` | 1.23 | 1.10 to 1.30 | generate, batch 256 | - | 3 |",
+        "",
+        "1. a CPU, 2 threads; torch 2.13.0",
+        "2. a GPU; torch 2.13.0",
+        "3. a machine that is not told; versions not told",
+    ]
+
+
+def test_make_bench_fills_a_new_file_and_moves_it_over_the_old_one_last():
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^bench:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)[1].splitlines()
+    assert set(re.findall(r"--out (\S+)", "\n".join(recipe))) == {"$(BENCH)", "$(BENCH);"}
+    assert recipe[1] == "\t@rm -f $(BENCH)" and recipe[-2] == "\t@mv $(BENCH) results/bench/bench.json"
+    scripts = {path.name for path in (REPOSITORY / "benchmarks").glob("bench_*.py")}
+    assert set(re.findall(r"benchmarks/(bench_\w+\.py)", "\n".join(recipe))) == scripts
 
 
 @pytest.mark.parametrize(
