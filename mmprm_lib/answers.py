@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from mmprm_lib.extraction import after_anchor, extract, later_answer
+from mmprm_lib.extraction import after_anchor, extract, has_options, is_bare, later_answer
 from mmprm_lib.mathcheck import TIMEOUT_S, CheckerError, Effort, Judgement, TooMuchError
 from mmprm_lib.quantities import (
     clean_text,
@@ -272,33 +272,14 @@ def equal(
         return None
 
 
-def _is_bare(text: str, problem: Any) -> bool:
-    """Whether a text without any answer marker is itself an answer and not a sentence of an unfinished solution."""
-    if len(text) > max(200, 2 * len(problem.answer)):
-        return False
-    clean = clean_text(text)
-    if exact_key(clean) == exact_key(clean_text(problem.answer)):
-        return True
-    if not clean or len(text) > 200 or "\n\n" in text:
-        return False
-    if quantity(clean):
-        return True
-    options = [text_key(clean_text(choice)) for choice in problem.choices]
-    if options and (letters_of(clean) or text_key(clean) in options):
-        return True
-    if words(clean):
-        sentence = len(clean.split()) > 4 or re.search(r"\b(?:is|are|so|because)\b|[=\d]", clean)
-        return problem.answer_type == "text" and not sentence
-    return "=" not in clean[named(clean) :] or "=" in problem.answer
-
-
 def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT_S) -> Verdict:
     """Verdict on a whole response or a bare answer against problem.answer (with .answer_type and .choices).
 
     unknown: no final answer in it (also a truncated response), or the checker failed or cannot tell (see .reason).
     """
-    answer, later = extract(response_or_answer), later_answer(response_or_answer)
-    if answer is None and _is_bare(response_or_answer, problem):
+    options = has_options(problem)
+    answer, later = extract(response_or_answer, options), later_answer(response_or_answer)
+    if answer is None and is_bare(response_or_answer, problem):
         answer = response_or_answer.strip()
     if answer is None:
         return Verdict("unknown", None, "no final answer in the response")
@@ -306,7 +287,7 @@ def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT
         same, reason = _judge(answer, problem.answer, problem.answer_type, tuple(problem.choices), timeout_s)
         several = (sequence(problem.answer) or ("",))[0] == "parts"
         if not same and (several or len(problem.answer) > len(answer)):  # extract took only the first line
-            rest = after_anchor(response_or_answer).strip()
+            rest = after_anchor(response_or_answer, options).strip()
             if len(answer) < len(rest) < 2 * len(problem.answer) + 40:
                 whole = _judge(rest, problem.answer, "", (), timeout_s)
                 if whole[0] or (several and whole[0] is None):
