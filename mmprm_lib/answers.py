@@ -16,13 +16,14 @@ from mmprm_lib.quantities import (
     clock,
     exact_key,
     quantity,
-    same_quantity,
+    same_amount,
     sequence,
     trailing_unit,
     union_of,
     unmatched,
     unreadable,
 )  # fmt: skip
+from mmprm_lib.units import is_known, is_percent, same_quantity
 from mmprm_lib.wording import (
     RELATION,
     SIGNS,
@@ -106,9 +107,9 @@ def _same_typed(c: str, g: str, candidate: str, gold: str, effort: Effort) -> Ju
         return (tc[0] - tg[0]) % (1440 if tc[1] and tg[1] else 720) == 0, ""
     c = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", c) if ":" in g else c
     c = str(TO_20.index(text_key(c))) if text_key(c) in TO_20 else c
+    if (found := same_amount(unhedged(c), g)) is not None:
+        return found
     qc, qg = quantity(unhedged(c)), quantity(g)
-    if qc and qg:
-        return same_quantity(qc, qg), ""
     if (rc := ratio(c)) and (rg := ratio(g)):
         return rc == rg, ""
     if (found := _by_parts(c, g, gold, effort)) is not None:
@@ -148,7 +149,7 @@ def _by_parts(c: str, g: str, gold: str, effort: Effort) -> Judgement | None:
         return (True, "") if any(_same(value, gold, effort)[0] for value in values) else None
     noted = _NOTED.fullmatch(c)
     unit = noted and (quantity(f"1 {noted[3]}") or (1, None))[1]
-    if noted and "(" not in g and (noted[2] or (unit and unit[0])):  # not 2(x+1)
+    if noted and "(" not in g and (noted[2] or is_known(unit)):  # not 2(x+1)
         if unit:
             return _same(f"{noted[1]} {noted[3]}", gold, effort)
         same, again = (_same(side, gold, effort)[0] for side in (noted[1], noted[3]))
@@ -305,8 +306,7 @@ def _normal(answer: str, answer_type: str, choices: tuple[str, ...]) -> str:
         return letters
     clean = unhedged(clean_text(answer))
     if value := quantity(clean):
-        percent = value[1] and value[1][0] == (("percent", 1),)
-        return str(value[0] / 100 if percent else value[0])
+        return str(value[0] / 100 if is_percent(value[1]) else value[0])
     if items := sequence(answer):
         inner = [_normal(item, answer_type, ()) for item in items[1]]
         ends = "()" if items[0] == "parts" else "{}" if items[0] == "list" else items[0]
