@@ -13,13 +13,11 @@ from mmprm_lib.extraction import after_anchor, extract, has_options, is_bare, la
 from mmprm_lib.mathcheck import TIMEOUT_S, CheckerError, Effort, Judgement, TooMuchError
 from mmprm_lib.quantities import (
     clean_text,
-    clock,
     exact_key,
     quantity,
     same_amount,
     sequence,
     trailing_unit,
-    union_of,
     unmatched,
     unreadable,
 )  # fmt: skip
@@ -29,6 +27,7 @@ from mmprm_lib.wording import (
     SIGNS,
     TO_20,
     by_name,
+    clock,
     in_doubt,
     letters_of,
     named,
@@ -38,6 +37,7 @@ from mmprm_lib.wording import (
     sign_of,
     text_key,
     unhedged,
+    union_of,
     unnamed,
     words,
 )  # fmt: skip

@@ -138,7 +138,8 @@ _QUANTITY = re.compile(
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
            "万": 10**4, "亿": 10**8}  # fmt: skip
 _SCALE = re.compile(r"(?i)(?:(dozen|hundred|thousand|million|billion|trillion)s?(?![a-z])|([万亿]))\s*")
-_FACTORS = re.compile(r"[A-Za-z]|(?!mm|cm|dm|km|mg|kg|ml)[a-z][sgmlCFT]|in|mi")  # glued to a number no unit: 2nm, 3m
+_FACTORS = re.compile(  # glued to a number no unit for sure: 3m, 2nm, 5lb
+    r"[A-Za-z]|(?!mm|cm|dm|km|mg|kg|m[lL]|ft|hr|Pa|Hz|eV|[pnmkMG][NJWV]|[pnmk]A)[A-Za-z]{2}")
 _FRACTION = re.compile(r"(?<=[\d} ])\\frac\{([A-Za-zΩμ°][A-Za-z ^\d]*)\}\{([A-Za-zΩμ°][A-Za-z ^\d]*)\}$")  # \frac{m}{s}
 _HALF = re.compile(r"^([+-]?\d+) and (?:a|one) half\b")
 _GUESSED = {"v", "w", "n", "j", "a", "k", "'", "′"}  # V, W ..., or minutes or feet, where there must be a unit
@@ -160,7 +161,9 @@ def _one_number(clean: str, beside_unit: bool) -> tuple[Fraction, Unit | None] |
     """As `quantity`, for one number; clean: without double spaces, of which the pattern's time is a high power."""
     clean = re.sub(r"^([+-]?)\s*10(?=\s*\^)", r"\g<1>1\\times 10", clean)  # 10^{-3}
     clean = _HALF.sub(r"\1.5", clean)
-    clean = _FRACTION.sub(r" \1/\2" if beside_unit or " \\frac" in clean else r"\1/\2", clean)
+    below = _FRACTION.search(clean)
+    if below and (beside_unit or (" \\frac" in clean and (len(below[1] + below[2]) > 2 or below[0].endswith("m}{s}")))):
+        clean = f"{clean[:below.start()].rstrip()} {below[1]}/{below[2]}"
     clean = re.sub(r"(?<=[\d}]) ?/ ?([A-Za-z]+)$", r" \1^-1", clean) if beside_unit else clean
     m = _QUANTITY.fullmatch(clean)
     if m is None or not (m[2] or m[3] or m[5]):
@@ -210,6 +213,15 @@ def mixed(clean: str) -> tuple[tuple[Fraction, Unit], ...]:
     return tuple((total / unit[1], unit) for _, unit in found)
 
 
+def _perhaps_a_unit(c: str, g: str, qc: tuple | None, qg: tuple | None) -> tuple[None, str] | None:
+    """A reason not to tell "5ms" from 5, which it is if the letters are a unit; None where there is none."""
+    pair = [quantity(side, beside_unit=True) for side in (c, g)] if qc or qg else [None]
+    if all(pair) and any(is_known(unit) for _, unit in pair) and same_quantity(*pair):
+        glued = re.search(r"[A-Za-z]{2}$", c if qg else g)
+        return (None, f"letters that may be a unit or factors: {(c if qg else g)[:60]!r}") if glued else None
+    return None
+
+
 def same_amount(c: str, g: str) -> tuple[bool | None, str] | None:
     """Whether two cleaned texts are the same quantity, with the reason of a None; None alone where one is no quantity.
 
@@ -219,42 +231,13 @@ def same_amount(c: str, g: str) -> tuple[bool | None, str] | None:
     if (qc or qg) and not (qc and qg) and is_known((qc or qg)[1]):
         qc, qg = quantity(c, beside_unit=True), quantity(g, beside_unit=True)
     if not (qc and qg):
-        return None
+        return _perhaps_a_unit(c, g, qc, qg)
     if any(_CLOCK.fullmatch(text) and other[1] and other[1][0] == (("time", 1),) for text, other in ((c, qg), (g, qc))):
         return None, f"a time of the day, or so many hours or minutes: {c[:60]!r}"
     for amount in (() if qg[1] else mixed(c)) or (qc,):
         if (same := same_quantity(amount, qg)) is not False:
             break
     return same, "" if same is not None else f"units that cannot be compared for certain: {c[:60]!r}"
-
-
-def clock(clean: str) -> tuple[int, bool] | None:
-    """Minutes after midnight of "7:30 pm", "7 pm", "19:30", whether the half of the day is known; None for other."""
-    m = re.fullmatch(r"(\d{1,2})(?::([0-5]\d))?\s*(?:([ap])\.?\s?m\.?)?", clean, re.I)
-    if m is None or not (m[2] or m[3]) or int(m[1]) > 23:
-        return None
-    hours = int(m[1]) % 12 + (12 if m[3].casefold() == "p" else 0) if m[3] else int(m[1])
-    return 60 * hours + int(m[2] or 0), bool(m[3]) or int(m[1]) > 12
-
-
-def union_of(clean: str) -> str | None:
-    """The set of "x<1 or x>2" or "1 < x \\leq 2" as intervals joined by \\cup; text with \\cup as it is; else None."""
-    if r"\cup" in clean:
-        return clean
-    parts, sign = [], r"\s*(<|>|\\leq|\\geq)\s*"
-    for part in re.split(r"\s*(?:\bor\b|\\lor|\\vee|,|或)\s*", clean):
-        one = re.fullmatch(rf"[a-z]{sign}([^<>]+)", part)
-        two = re.fullmatch(rf"([^<>]+?){sign}[a-z]{sign}([^<>]+)", part)
-        if one:
-            value, closed = one[2].strip(), "q" in one[1]
-            below = rf"(-\infty,{value}{']' if closed else ')'}"
-            parts.append(below if one[1] in ("<", r"\leq") else rf"{'[' if closed else '('}{value},\infty)")
-        elif two and two[2] in ("<", r"\leq") and two[3] in ("<", r"\leq"):
-            ends = "[" if "q" in two[2] else "(", "]" if "q" in two[3] else ")"
-            parts.append(f"{ends[0]}{two[1].strip()},{two[4].strip()}{ends[1]}")
-        else:
-            return None
-    return r"\cup ".join(parts)
 
 
 def trailing_unit(clean: str) -> tuple[str, Unit | None]:

@@ -12,8 +12,9 @@ Unit = tuple[tuple[tuple[str, int], ...], Fraction]  # (sorted powers of dimensi
 
 # symbols, as they are written, with their prefixes: what a base unit is made of, "" for a dimension
 _SYMBOLS = {
-    "m": ("", "p n μ m c d k"), "g": ("", "n μ m c k"), "s": ("", "p n μ m"), "A": ("", "p n μ m k"),
-    "K": ("", "n μ m"), "mol": ("", "n μ m k"), "L": ("1/1000 m^3", "n μ m c d"), "l": ("1/1000 m^3", "n μ m c d"),
+    "m": ("", "p n μ m c d k"), "g": ("", "n μ m c k"), "s": ("", "p n μ m"), "A": ("", "p n μ m k M G"),
+    "K": ("", "p n μ m k M G"), "mol": ("", "n μ m k"),
+    "L": ("1/1000 m^3", "n μ m c d"), "l": ("1/1000 m^3", "n μ m c d"),
     "N": ("1000 g m/s^2", "p n μ m k M G"), "J": ("1000 g m^2/s^2", "p n μ m k M G"),
     "W": ("1000 g m^2/s^3", "p n μ m k M G"), "Pa": ("1000 g/m s^2", "p n μ m h k M G"),
     "Hz": ("1/s", "p n μ m k M G"), "C": ("A s", "p n μ m"), "V": ("1000 g m^2/s^3 A", "p n μ m k M G"),

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from mmprm_lib.answers import extract, verdict
-from mmprm_lib.quantities import clock, quantity, union_of
+from mmprm_lib.quantities import quantity
+from mmprm_lib.wording import clock, union_of
 
 
 def judge(text, gold, kind="expression", choices=()):
