@@ -14,8 +14,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from .answers import verdict
-from .quantities import clean_text, quantity, sequence
+from .quantities import clean_text, quantity, sequence, trailing_unit
 from .stats import wilson
+from .units import is_known, is_percent, unit_of
+from .wording import words
 
 EXPECTED = {"itself": "correct", "other writing": "correct", "changed": "wrong"}
 LABELS = ("correct", "wrong", "unknown")
@@ -41,7 +43,7 @@ def kind_of(gold: Gold) -> str:
     if clean.casefold() in _TRUTH or clean in _SIGNS:
         return "truth value or sign"
     if found and found[1]:
-        return "percent" if found[1][0] == (("percent", 1),) else "number with a unit"
+        return "percent" if is_percent(found[1]) else "number with a unit"
     if found:
         whole = re.fullmatch(r"[-+]?[\d,]+", clean)
         return "whole number" if whole else "fraction" if re.search(r"frac|/|:", clean) else "decimal number"
@@ -89,6 +91,7 @@ def changes(gold: str) -> dict[str, str]:
         found["the other sign"] = clean[1:] if clean.startswith("-") else f"-{clean}"
         if not value[1]:
             found["ten times"] = str(float(value[0] * 10))
+    found |= _other_units(clean) | _other_letter(clean)
     items = sequence(gold)
     if items and len(items[1]) > 1:
         found["one item less"] = ", ".join(items[1][:-1])
@@ -96,6 +99,34 @@ def changes(gold: str) -> dict[str, str]:
             swapped = [items[1][1], items[1][0], *items[1][2:]]
             found["swapped"] = f"({', '.join(swapped)})" if items[0] == "()" else "; ".join(swapped)
     return found
+
+
+def _other_units(clean: str) -> dict[str, str]:
+    """The number or expression with a unit of another dimension, and with a larger or smaller one of its own."""
+    found = {}
+    for start in (m.end() for m in re.finditer(r"(?<=[\d}) °])\s*(?=[A-Za-z°%Ωμ])", clean)):
+        bare, name = clean[:start].rstrip(), clean[start:]
+        if (unit := unit_of(name)) and unit[0] and (quantity(bare) or trailing_unit(clean)[0] == bare):
+            break
+    else:
+        return found
+    if is_known(unit):
+        found["a unit of another dimension"] = f"{bare} {'s' if dict(unit[0]).get('mass') else 'kg'}"
+    others = [prefix + name for prefix in "mknM"] + [name[1:], "s", "min", "h", "m", "cm"]
+    sizes = [other for other in others if (u := unit_of(other)) and u[0] == unit[0] and u[1] != unit[1]]
+    if sizes and is_known(unit) and quantity(bare):
+        found["a unit of another size"] = f"{bare} {sizes[0]}"
+    return found
+
+
+def _other_letter(clean: str) -> dict[str, str]:
+    """An expression with another letter for its first unknown; none for equations, whose unknown may have any name."""
+    bare = trailing_unit(clean)[0]
+    letters = re.findall(r"(?<![\\A-Za-z_{])[a-bf-hj-z](?![A-Za-z])", bare)
+    if quantity(clean) or not letters or re.search(r"[=<>→]|\\(?:[lg]eq|in(?![a-z])|text)", bare) or words(bare):
+        return {}
+    other = next(letter for letter in "xytuvwzbk" if letter not in letters)
+    return {"another letter": re.sub(rf"(?<![\\A-Za-z]){letters[0]}(?![A-Za-z])", other, clean)}
 
 
 def cases(gold: Gold) -> Iterable[tuple[str, str, str]]:
@@ -150,8 +181,9 @@ def document(rows: pd.DataFrame, sets: Mapping[str, str]) -> str:
         "checker says today.", "", listed, "",
         "Each gold was given to the checker as the answer of a response (*itself*), in other writings (boxed, tagged, "
         "bold, under a heading, in Chinese, in a sentence, in dollars, with spaces), and a little *changed* (a digit, "
-        "the sign, ten times, an item less, two swapped, another letter). Expected is correct, correct and wrong. What "
-        "is not as expected stands below; `unknown` counts neither for nor against a solution.", "",
+        "the sign, ten times, an item less, two swapped, a unit of another dimension or size, another letter). "
+        "Expected is correct, correct and wrong. What is not as expected stands below; `unknown` counts neither for "
+        "nor against a solution.", "",
         "## By kind of answer", "", _markdown(counts(rows)), "",
         "## By set", "", _markdown(counts(rows, "source")), "",
         "## Not as expected: examples", "",

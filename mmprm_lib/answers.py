@@ -9,25 +9,25 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from mmprm_lib.extraction import after_anchor, extract, later_answer
+from mmprm_lib.extraction import after_anchor, extract, has_options, is_bare, later_answer
 from mmprm_lib.mathcheck import TIMEOUT_S, CheckerError, Effort, Judgement, TooMuchError
 from mmprm_lib.quantities import (
     clean_text,
-    clock,
     exact_key,
     quantity,
-    same_quantity,
+    same_amount,
     sequence,
     trailing_unit,
-    union_of,
     unmatched,
     unreadable,
 )  # fmt: skip
+from mmprm_lib.units import is_known, is_percent, same_quantity
 from mmprm_lib.wording import (
     RELATION,
     SIGNS,
     TO_20,
     by_name,
+    clock,
     in_doubt,
     letters_of,
     named,
@@ -37,6 +37,7 @@ from mmprm_lib.wording import (
     sign_of,
     text_key,
     unhedged,
+    union_of,
     unnamed,
     words,
 )  # fmt: skip
@@ -106,9 +107,9 @@ def _same_typed(c: str, g: str, candidate: str, gold: str, effort: Effort) -> Ju
         return (tc[0] - tg[0]) % (1440 if tc[1] and tg[1] else 720) == 0, ""
     c = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", c) if ":" in g else c
     c = str(TO_20.index(text_key(c))) if text_key(c) in TO_20 else c
+    if (found := same_amount(unhedged(c), g)) is not None:
+        return found
     qc, qg = quantity(unhedged(c)), quantity(g)
-    if qc and qg:
-        return same_quantity(qc, qg), ""
     if (rc := ratio(c)) and (rg := ratio(g)):
         return rc == rg, ""
     if (found := _by_parts(c, g, gold, effort)) is not None:
@@ -148,7 +149,7 @@ def _by_parts(c: str, g: str, gold: str, effort: Effort) -> Judgement | None:
         return (True, "") if any(_same(value, gold, effort)[0] for value in values) else None
     noted = _NOTED.fullmatch(c)
     unit = noted and (quantity(f"1 {noted[3]}") or (1, None))[1]
-    if noted and "(" not in g and (noted[2] or (unit and unit[0])):  # not 2(x+1)
+    if noted and "(" not in g and (noted[2] or is_known(unit)):  # not 2(x+1)
         if unit:
             return _same(f"{noted[1]} {noted[3]}", gold, effort)
         same, again = (_same(side, gold, effort)[0] for side in (noted[1], noted[3]))
@@ -272,33 +273,14 @@ def equal(
         return None
 
 
-def _is_bare(text: str, problem: Any) -> bool:
-    """Whether a text without any answer marker is itself an answer and not a sentence of an unfinished solution."""
-    if len(text) > max(200, 2 * len(problem.answer)):
-        return False
-    clean = clean_text(text)
-    if exact_key(clean) == exact_key(clean_text(problem.answer)):
-        return True
-    if not clean or len(text) > 200 or "\n\n" in text:
-        return False
-    if quantity(clean):
-        return True
-    options = [text_key(clean_text(choice)) for choice in problem.choices]
-    if options and (letters_of(clean) or text_key(clean) in options):
-        return True
-    if words(clean):
-        sentence = len(clean.split()) > 4 or re.search(r"\b(?:is|are|so|because)\b|[=\d]", clean)
-        return problem.answer_type == "text" and not sentence
-    return "=" not in clean[named(clean) :] or "=" in problem.answer
-
-
 def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT_S) -> Verdict:
     """Verdict on a whole response or a bare answer against problem.answer (with .answer_type and .choices).
 
     unknown: no final answer in it (also a truncated response), or the checker failed or cannot tell (see .reason).
     """
-    answer, later = extract(response_or_answer), later_answer(response_or_answer)
-    if answer is None and _is_bare(response_or_answer, problem):
+    options = has_options(problem)
+    answer, later = extract(response_or_answer, options), later_answer(response_or_answer)
+    if answer is None and is_bare(response_or_answer, problem):
         answer = response_or_answer.strip()
     if answer is None:
         return Verdict("unknown", None, "no final answer in the response")
@@ -306,7 +288,7 @@ def verdict(response_or_answer: str, problem: Any, *, timeout_s: float = TIMEOUT
         same, reason = _judge(answer, problem.answer, problem.answer_type, tuple(problem.choices), timeout_s)
         several = (sequence(problem.answer) or ("",))[0] == "parts"
         if not same and (several or len(problem.answer) > len(answer)):  # extract took only the first line
-            rest = after_anchor(response_or_answer).strip()
+            rest = after_anchor(response_or_answer, options).strip()
             if len(answer) < len(rest) < 2 * len(problem.answer) + 40:
                 whole = _judge(rest, problem.answer, "", (), timeout_s)
                 if whole[0] or (several and whole[0] is None):
@@ -324,8 +306,7 @@ def _normal(answer: str, answer_type: str, choices: tuple[str, ...]) -> str:
         return letters
     clean = unhedged(clean_text(answer))
     if value := quantity(clean):
-        percent = value[1] and value[1][0] == (("percent", 1),)
-        return str(value[0] / 100 if percent else value[0])
+        return str(value[0] / 100 if is_percent(value[1]) else value[0])
     if items := sequence(answer):
         inner = [_normal(item, answer_type, ()) for item in items[1]]
         ends = "()" if items[0] == "parts" else "{}" if items[0] == "list" else items[0]

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from . import stats
 from .answers import extract, normal_form
+from .extraction import has_options
 from .schema import Problem, Solution
 from .selection import Group, StepScores, group_scores, majority_vote, pass_at_n, pick_best
 from .stats import Estimate
@@ -34,7 +35,7 @@ def groups_of(
 
 
 def _key(solution: Solution, problem: Problem) -> str | None:
-    answer = solution.answer if solution.answer is not None else extract(join(solution.steps))
+    answer = solution.answer if solution.answer is not None else extract(join(solution.steps), has_options(problem))
     return None if answer is None else normal_form(answer, problem)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from . import answers
 from .answers import Verdict
 from .mathcheck import TIMEOUT_S, CheckerError, Judgement, value_of
-from .quantities import Unit, clean_text, quantity, sequence, trailing_unit
+from .quantities import clean_text, quantity, sequence, trailing_unit
+from .units import Unit, is_known
 
 _NAMED = re.compile(r"^[A-Za-z]\w*(?:_\{?\w+\}?)?\s*(?:=|\\approx(?![a-z]))\s*")
 SLACK = 1.01  # OlympiadBench's own margin on a tolerance, for the rounding of binary fractions
@@ -196,9 +197,12 @@ def _close(given: str, gold: str, unit: str, tolerance: float, timeout_s: float)
     value, own = found
     other = wanted[1] or (quantity(clean_text(f"1 {unit}")) or (None, None))[1]
     if own and own[0] and other and other[0]:
-        if own[0] != other[0]:
+        if own[0] == other[0]:
+            value *= float(own[1] / other[1])
+        elif is_known(own) and is_known(other):
             return False, ""
-        value *= float(own[1] / other[1])
+        else:
+            return None, f"a unit that cannot be compared in {given[:60]!r}"
     near = any(abs(wanted[0] * factor - value) <= tolerance * SLACK for factor in (0.01, 1.0, 100.0))
     return near, ""
 

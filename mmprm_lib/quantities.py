@@ -6,6 +6,8 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 
+from mmprm_lib.units import Unit, is_known, same_quantity, unit_of
+
 MAX_ANSWER = 2000  # characters; what is longer is no final answer
 MAX_DEPTH = 24  # of brackets in brackets
 
@@ -13,14 +15,19 @@ MAX_DEPTH = 24  # of brackets in brackets
 _CHARACTERS = {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)} | str.maketrans({
     "\u3000": " ", "\xa0": " ", "。": ".", "、": ",", "−": "-", "–": "-", "“": '"', "”": '"', "’": "'",
     "²": "^2", "³": "^3", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "≤": r"\leq ", "≥": r"\geq ",
-    "≠": r"\neq ", "∅": r"\emptyset ", "℃": "°C", "µ": "μ", "⁄": "/", "∶": ":",
+    "≠": r"\neq ", "∅": r"\emptyset ", "℃": "°C", "º": "°", "˚": "°", "℉": "°F",
+    "µ": "μ", "¢": " cent", "⁄": "/", "∶": ":",
     "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "≈": r"\approx ",
-    "±": r"\pm ", "ℝ": "R", "$": "", "£": "", "€": "", "¥": "",
+    "±": r"\pm ", "ℝ": "R", "$": "", "¥": "",
 }) | {0x2460 + i: f"({i + 1})" for i in range(9)} | {
     ord(c): f" {fraction}" for c, fraction in zip(
         "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8".split(), strict=True)}
+_NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
+_MONEY = {"$": "dollar", "£": "gbp", "€": "euro"}
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"(?<!\\)\\\\(?=[a-zA-Z]{2})", r"\\"),  # doubled backslashes of escaped JSON
+    (r"(?<=[\d}])(?=\\(?:mathrm|text(?:rm)?|mbox)\s*\{(?!(?:st|nd|rd|th)\}))", " "),  # 5\mathrm{m}: no factor
     (r"\\(?:number|mathrm|text(?:bf|rm|it)?|mbox|mathbf|operatorname)\s*\{([^{}]*)\}", r"\1"),
     (r"\\ce(?![a-z])|(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", ""),
     (r"\\mathbb\s*(?:\{R\}|R)", "R"),
@@ -32,6 +39,7 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\!", ""),
     (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-z])", " "),
     (r"(?:\{\})?\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))", "°"),
+    (r"(?<=\d)\s?\^\s?(?:\{o\}|o(?![A-Za-z]))", "°"),
     (r"\\degree(?![a-z])|\\?textdegree|(?<=\d)\s*degrees?\b", "°"),
     (r"\\leq?(?:slant)?(?![a-z])", r"\\leq "),
     (r"\\geq?(?:slant)?(?![a-z])", r"\\geq "),
@@ -46,9 +54,12 @@ _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"(?<![A-Za-z\\])\\?sqrt\s*\(([^()]*)\)", lambda m: rf"\sqrt{{{m[1]}}}"),
     (r"√\s*(?:\(([^()]*)\)|(\d+|[a-zA-Z]))", lambda m: rf"\sqrt{{{m[1] or m[2]}}}"),
     (r"(?<!\\)\\[()\[\]]", ""),
+    (rf"[\$£€]\s*{_NUMBER}(?:\s*[mbtr]r?illion|\s*thousand)?(?=\s*$|\s*[,;)]|\s+[A-Za-z]|\s*/\s*[A-Za-z])",
+     lambda m: f"{m[0][1:].strip()} {_MONEY[m[0][0]]}"),
+    (r"(?<=\d)\s?([£€])", lambda m: f" {_MONEY[m[1]]}"),
+    (r"[$£€]", ""),
     (r"\s+", " "),
 ]]
-_FUNCTIONS = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|arcsin|arccos|arctan|infty|cup|cap)\b")
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(-?\d[\d.,/]*|[A-J](?![A-Za-z]))")
@@ -105,7 +116,8 @@ def clean_text(text: str) -> str:
     text = text.strip()
     if text.startswith(r"\boxed{") and text.rstrip(" .").endswith("}"):
         text = last_boxed(text) or text
-    text = text.replace(r"\$", "").translate(_CHARACTERS)
+    text = re.sub("[⁰¹⁴-⁹⁻][⁰¹²³⁴-⁹]*|[²³][⁰¹²³⁴-⁹]+", lambda m: f"^{{{m[0].translate(_RAISED)}}}", text)
+    text = text.replace(r"\$", "＄").translate(_CHARACTERS)  # what is a dollar still is one, what is LaTeX is gone
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = text.strip().strip('"`')
@@ -118,88 +130,50 @@ def exact_key(clean: str) -> str:
 
 
 # --- numbers and units ----------------------------------------------------------------------------
-_NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
 _QUANTITY = re.compile(
     rf"([+-]?)\s*(?:({_NUMBER})(?!\s*[/:]|[\d.,]))?\s*"  # sign, whole part (not the 1 of 12 or of 1/2)
     rf"(?:\\frac\{{\s*([+-]?{_NUMBER})\s*\}}\{{\s*({_NUMBER})\s*\}}|({_NUMBER})\s*[/:]\s*({_NUMBER}))?\s*"  # fraction
     r"(?:(?:\\times|\*|x)\s*10\s*\^\s*[{(]?\s*([+-]?\d{1,3})\s*[})]?|[eE]([+-]?\d{1,3}))?"  # power of ten
-    r"\s*((?:%|percent|[A-Za-z°Ωμ\u4e00-\u9fff]).*)?")  # unit
-_DIMENSIONS = {
-    "length": "mm=1/1000 cm=1/100 dm=1/10 m=1 km=1000 millimeter=1/1000 centimeter=1/100 decimeter=1/10 meter=1 "
-              "kilometer=1000 inch=127/5000 foot=381/1250 feet=381/1250 ft=381/1250 yard=1143/1250 mile=201168/125",
-    "mass": "mg=1/1000 g=1 kg=1000 gram=1 kilogram=1000 ton=1000000", "angle": "°=1 deg=1 degree=1",
-    "time": "s=1 sec=1 second=1 min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
-    "percent": "%=1/100 percent=1/100",
-    "volume": "ml=1/1000 l=1 milliliter=1/1000 liter=1", "money": "dollar=1 cent=1/100", "yuan": "yuan=1"}
-_UNITS = {name: (dimension, Fraction(factor)) for dimension, table in _DIMENSIONS.items()
-          for name, factor in (pair.split("=") for pair in table.split())}
-# derived units and symbols whose case matters; a prefix may stand before those of the first line
-_DERIVED = {
-    "N": "kg m/s^2", "J": "kg m^2/s^2", "W": "kg m^2/s^3", "Pa": "kg/m s^2", "Hz": "/s", "A": "", "V": "kg m^2/s^3 A",
-    "Ω": "kg m^2/s^3 A^2", "mol": "", "K": "", "°C": "", "°F": ""}
-_PREFIXES = {"": 0, "p": -12, "n": -9, "μ": -6, "m": -3, "k": 3, "M": 6, "G": 9}
-_CHINESE = dict(pair.split("=") for pair in (
-    "平方=square\xa0 立方=cubic\xa0 毫米=mm 厘米=cm 分米=dm 千米=km 公里=km 毫升=ml 千克=kg 公斤=kg "
-    "小时=h 分钟=min "
-    "米=m 升=l 克=g 秒=s 天=day 度=° 元=yuan 每=/").split(" "))
-_PURE = {"rad", "radian", "radians", "unit", "units"}  # units of no dimension
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "万": 10**4, "亿": 10**8}
-_SCALE = re.compile(r"(?i)(?:(dozen|hundred|thousand|million|billion)(?![a-z])|([万亿]))\s*")
-Unit = tuple[tuple[tuple[str, int], ...], Fraction]  # (sorted powers of dimensions, factor to the base unit)
-
-
-def _unit(text: str) -> Unit | None:
-    """Dimension and factor of a unit such as "cm^2", "square metres", "km/h"; () and 1 for other words, else None."""
-    for chinese, latin in _CHINESE.items():
-        text = text.replace(chinese, latin.replace("\xa0", " "))
-    if re.fullmatch(r"[\u4e00-\u9fff]{1,4}", text):  # a counter, such as 个
-        return (), Fraction(1)
-    text = text.replace("metre", "meter").replace("litre", "liter").translate({ord(c): "" for c in "{}()"})
-    text = re.sub(r"(?i)\b(square|sq\.?|cubic)\s+([a-z]+)", lambda m: f"{m[2]}^{3 if m[1] == 'cubic' else 2}", text)
-    powers, factor = {}, Fraction(1)
-    for place, side in enumerate(re.split(r"/|\bper\b", text)):
-        for token in side.replace("\\cdot", " ").split():
-            m = re.fullmatch(r"([A-Za-z°%Ωμ]+)(?:\^?(\d))?\.?", token)
-            found = _one_unit(m[1]) if m else None
-            if found is None:
-                plain = re.fullmatch(r"(?i)[a-z]{3,}(?:[ -][a-z]{2,}){0,3}", text) and not _FUNCTIONS.search(text)
-                return ((), Fraction(1)) if plain else None
-            power = int(m[2] or 1) * (-1 if place else 1)
-            for dimension, of_one in found[0]:
-                powers[dimension] = powers.get(dimension, 0) + power * of_one
-            factor *= found[1] ** power
-    return tuple(sorted((dimension, power) for dimension, power in powers.items() if power)), factor
-
-
-@lru_cache(maxsize=1024)
-def _one_unit(name: str) -> Unit | None:
-    """A single unit: a symbol of _DERIVED with its prefix, as written, or a name of _UNITS in any case."""
-    if name in _PURE:
-        return (), Fraction(1)
-    for prefix, power in _PREFIXES.items():
-        base = name.removeprefix(prefix)
-        if base in _DERIVED and name.startswith(prefix) and (not prefix or base[0] not in "°"):
-            made = _unit(_DERIVED[base]) if _DERIVED[base] else (((base, 1),), Fraction(1))
-            return made[0], made[1] * Fraction(10) ** power
-    low = name.casefold()
-    unit = next((_UNITS[n] for n in (low, low.removesuffix("s"), low.removesuffix("es")) if n in _UNITS), None)
-    return None if unit is None else (((unit[0], 1),), unit[1])
+    r"\s*((?:%|percent|[A-Za-z°Ωμ'′\u4e00-\u9fff]).*)?")  # unit
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+           "万": 10**4, "亿": 10**8}  # fmt: skip
+_SCALE = re.compile(r"(?i)(?:(dozen|hundred|thousand|million|billion|trillion)s?(?![a-z])|([万亿]))\s*")
+_FACTORS = re.compile(  # glued to a number no unit for sure: 3m, 2nm, 5lb
+    r"[A-Za-z]|(?!mm|cm|dm|km|mg|kg|m[lL]|ft|hr|Pa|Hz|eV|[pnmkMG][NJWV]|[pnmk]A)[A-Za-z]{2}")
+_FRACTION = re.compile(r"(?<=[\d} ])\\frac\{([A-Za-zΩμ°][A-Za-z ^\d]*)\}\{([A-Za-zΩμ°][A-Za-z ^\d]*)\}$")  # \frac{m}{s}
+_HALF = re.compile(r"^([+-]?\d+) and (?:a|one) half\b")
+_GUESSED = {"v", "w", "n", "j", "a", "k", "'", "′"}  # V, W ..., or minutes or feet, where there must be a unit
+_CLOCK = re.compile(r"\d{1,3}:[0-5]\d")
 
 
 @lru_cache(maxsize=65536)
-def quantity(clean: str) -> tuple[Fraction, Unit | None] | None:
-    """Exact value and unit of "1,234.5", "-1\\frac{4}{5}", "3/4", "2.1 \\times 10^{3}", "7 cm", "50%"; else None."""
-    clean = " ".join(clean.split())  # the pattern's time is a high power of the length of white space
-    clean = re.sub(r"^([+-]?)\s*10(?=\s*\^)", r"\g<1>1\\times 10", clean[:400])  # 10^{-3}
-    m = _QUANTITY.fullmatch(clean) if len(clean) < 400 else None
+def quantity(clean: str, beside_unit: bool = False) -> tuple[Fraction, Unit | None] | None:
+    """Exact value and unit of "1,234.5", "-1\\frac{4}{5}", "3/4", "2.1 \\times 10^{3}", "7 cm", "50%"; else None.
+
+    Letters glued to a number are factors and no unit, but for what can only be one (7cm); beside_unit: what it is
+    compared with has a unit, so that "5v" may be volts.
+    """
+    clean = " ".join(clean.split()) if len(clean) < 400 else ""
+    return _one_number(clean, beside_unit) or next(iter(mixed(clean)), None)
+
+
+def _one_number(clean: str, beside_unit: bool) -> tuple[Fraction, Unit | None] | None:
+    """As `quantity`, for one number; clean: without double spaces, of which the pattern's time is a high power."""
+    clean = re.sub(r"^([+-]?)\s*10(?=\s*\^)", r"\g<1>1\\times 10", clean)  # 10^{-3}
+    clean = _HALF.sub(r"\1.5", clean)
+    below = _FRACTION.search(clean)
+    if below and (beside_unit or (" \\frac" in clean and (len(below[1] + below[2]) > 2 or below[0].endswith("m}{s}")))):
+        clean = f"{clean[:below.start()].rstrip()} {below[1]}/{below[2]}"
+    clean = re.sub(r"(?<=[\d}]) ?/ ?([A-Za-z]+)$", r" \1^-1", clean) if beside_unit else clean
+    m = _QUANTITY.fullmatch(clean)
     if m is None or not (m[2] or m[3] or m[5]):
         return None
     sign, whole, a, b, c, d, power, e, words = m.groups()
     scale = _SCALE.match(words or "")
+    glued = not scale and m.start(9) > 0 and clean[m.start(9) - 1] != " "
     words = words[scale.end() :] if scale else words
-    unit = _unit(words) if words else None
-    glued = words and len(words) == 1 and words.isascii() and words.isalpha() and clean[-2] != " "
-    if words and (unit is None or glued):  # "3m" may be 3 times m
+    unit = _unit(words, glued, beside_unit) if words else None
+    if words and unit is None:
         return None
     number: Callable[[str], Fraction] = lambda text: Fraction(text.replace(",", ""))  # noqa: E731
     top, bottom = (number(a or c), number(b or d)) if a or c else (Fraction(0), Fraction(1))
@@ -210,59 +184,69 @@ def quantity(clean: str) -> tuple[Fraction, Unit | None] | None:
     return (-value if sign == "-" else value) * Fraction(10) ** int(power or e or 0), unit
 
 
-def near(a: Fraction, b: Fraction) -> bool:
-    """Equal, or equal to six digits where one is no integer (0.333333 is 1/3, 0.33 is not), as in math-verify."""
-    if a == b:
-        return True
-    return (a.denominator > 1 or b.denominator > 1) and abs(a - b) <= min(1, max(abs(a), abs(b))) / 1_000_000
+def _unit(words: str, glued: bool, beside_unit: bool) -> Unit | None:
+    """The unit after a number; None for letters that may be factors of it."""
+    unit = unit_of(words)
+    if unit is None and beside_unit and words in _GUESSED:
+        return ((f"~{words}", 1),), Fraction(1)
+    if unit and glued and words[0].isascii() and words[0].isalpha() and not beside_unit:
+        sure = is_known(unit) or not unit[0]
+        return None if _FACTORS.fullmatch(words) or not sure else unit
+    return unit
 
 
-def same_quantity(candidate: tuple, gold: tuple) -> bool:
-    """Equal values; a missing unit is forgiven, another is converted or wrong; 50% is 0.5 and, beside a bare 50, 50."""
-    (x, ux), (y, uy) = candidate, gold
-    if ux and uy and ux[0] and uy[0]:
-        return ux[0] == uy[0] and near(x * ux[1], y * uy[1])
-    if any(u and u[0] == (("percent", 1),) for u in (ux, uy)):
-        as_ratio = near(x * (ux or (0, 1))[1], y * (uy or (0, 1))[1])
-        return as_ratio or (near(x, y) and abs(y) >= 1)
-    return near(x, y)
+@lru_cache(maxsize=16384)
+def mixed(clean: str) -> tuple[tuple[Fraction, Unit], ...]:
+    """What "1 h 30 min" is in each of its units, largest first (3/2 and hours, 90 and minutes); () for other text."""
+    if "°" in clean:
+        clean = re.sub(r"(?<=\d) ?['′]", " arcmin", re.sub(r"(?<=\d) ?(?:″|'')", " arcsec", clean))
+    parts = re.split(r"(?<=[A-Za-z°\u4e00-\u9fff]) ?(?:and )?(?=\d)", clean)
+    if not 2 <= len(parts) <= 4:
+        return ()
+    found = [_one_number(part, True) for part in parts]
+    if not all(each and each[0] >= 0 and is_known(each[1]) and each[1][0] == found[0][1][0] for each in found):
+        return ()
+    for (_, large), (rest, small) in zip(found, found[1:], strict=False):
+        if rest * small[1] >= large[1]:  # of what is left there is less than one of the larger unit
+            return ()
+    total = sum(value * unit[1] for value, unit in found)
+    return tuple((total / unit[1], unit) for _, unit in found)
 
 
-def clock(clean: str) -> tuple[int, bool] | None:
-    """Minutes after midnight of "7:30 pm" or "19:30", and whether the half of the day is known; None for other text."""
-    m = re.fullmatch(r"(\d{1,2}):([0-5]\d)\s*(?:([ap])\.?\s?m\.?)?", clean, re.I)
-    if m is None or int(m[1]) > 23:
-        return None
-    hours = int(m[1]) % 12 + (12 if m[3].casefold() == "p" else 0) if m[3] else int(m[1])
-    return 60 * hours + int(m[2]), bool(m[3]) or int(m[1]) > 12
+def _perhaps_a_unit(c: str, g: str, qc: tuple | None, qg: tuple | None) -> tuple[None, str] | None:
+    """A reason not to tell "5ms" from 5, which it is if the letters are a unit; None where there is none."""
+    pair = [quantity(side, beside_unit=True) for side in (c, g)] if qc or qg else [None]
+    if all(pair) and any(is_known(unit) for _, unit in pair) and same_quantity(*pair):
+        glued = re.search(r"[A-Za-z]{2}$", c if qg else g)
+        return (None, f"letters that may be a unit or factors: {(c if qg else g)[:60]!r}") if glued else None
+    return None
 
 
-def union_of(clean: str) -> str | None:
-    """The set of "x<1 or x>2" or "1 < x \\leq 2" as intervals joined by \\cup; text with \\cup as it is; else None."""
-    if r"\cup" in clean:
-        return clean
-    parts, sign = [], r"\s*(<|>|\\leq|\\geq)\s*"
-    for part in re.split(r"\s*(?:\bor\b|\\lor|\\vee|,|或)\s*", clean):
-        one = re.fullmatch(rf"[a-z]{sign}([^<>]+)", part)
-        two = re.fullmatch(rf"([^<>]+?){sign}[a-z]{sign}([^<>]+)", part)
-        if one:
-            value, closed = one[2].strip(), "q" in one[1]
-            below = rf"(-\infty,{value}{']' if closed else ')'}"
-            parts.append(below if one[1] in ("<", r"\leq") else rf"{'[' if closed else '('}{value},\infty)")
-        elif two and two[2] in ("<", r"\leq") and two[3] in ("<", r"\leq"):
-            ends = "[" if "q" in two[2] else "(", "]" if "q" in two[3] else ")"
-            parts.append(f"{ends[0]}{two[1].strip()},{two[4].strip()}{ends[1]}")
-        else:
-            return None
-    return r"\cup ".join(parts)
+def same_amount(c: str, g: str) -> tuple[bool | None, str] | None:
+    """Whether two cleaned texts are the same quantity, with the reason of a None; None alone where one is no quantity.
+
+    "1 h 30 min" is 90 as well as 1.5 where the gold has no unit.
+    """
+    qc, qg = quantity(c), quantity(g)
+    if (qc or qg) and not (qc and qg) and is_known((qc or qg)[1]):
+        qc, qg = quantity(c, beside_unit=True), quantity(g, beside_unit=True)
+    if not (qc and qg):
+        return _perhaps_a_unit(c, g, qc, qg)
+    if any(_CLOCK.fullmatch(text) and other[1] and other[1][0] == (("time", 1),) for text, other in ((c, qg), (g, qc))):
+        return None, f"a time of the day, or so many hours or minutes: {c[:60]!r}"
+    for amount in (() if qg[1] else mixed(c)) or (qc,):
+        if (same := same_quantity(amount, qg)) is not False:
+            break
+    return same, "" if same is not None else f"units that cannot be compared for certain: {c[:60]!r}"
 
 
 def trailing_unit(clean: str) -> tuple[str, Unit | None]:
     """The expression without a known unit at its end, and the unit: "2\\sqrt{2} cm" is "2\\sqrt{2}" and cm."""
-    m = re.search(r"(?<=[\d}) ])(?<!\\)\s*([A-Za-z°][A-Za-z°/ ]*(?:\^\{?\d\}?)?)$", clean)
+    m = re.search(r"(?<=[\d}) ])(?<!\\)\s*([A-Za-z°Ωμ][A-Za-z°Ωμ/ ]*(?:\^\{?\d\}?)?)$", clean)
     m = None if re.search(r"(?:sin|cos|tan|cot)(?![a-z])", clean) else m  # \\sin 60° has no unit
-    unit = _unit(m[1]) if m and (len(m[1]) > 1 or m[1] == "°" or m[0][0] == " ") else None
-    if not (m and unit and unit[0] and clean[:m.start()].strip()):
+    unit = unit_of(m[1]) if m and (len(m[1]) > 1 or m[1] == "°" or m[0][0] == " ") else None
+    glued = m and m[0][0] != " " and _FACTORS.fullmatch(m[1])
+    if not (m and is_known(unit) and not glued and clean[:m.start()].strip()):
         return clean, None
     return clean[:m.start()].strip(), unit
 

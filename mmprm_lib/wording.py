@@ -1,4 +1,4 @@
-"""What the words of an answer say: hedges, names before a value, letters of options, prose, numbers as words."""
+"""What the words of an answer say: hedges, names before a value, letters, prose, numbers, times, inequalities."""
 
 import re
 from fractions import Fraction
@@ -110,3 +110,32 @@ def in_doubt(c: str, g: str) -> str:
     if len(unknowns) == 1 and c.count("=") == g.count("=") == 1 and not (_EXPLICIT.match(c) and _EXPLICIT.match(g)):
         return "equations of one unknown that may have the same roots"
     return ""
+
+
+def clock(clean: str) -> tuple[int, bool] | None:
+    """Minutes after midnight of "7:30 pm", "7 pm", "19:30", whether the half of the day is known; None for other."""
+    m = re.fullmatch(r"(\d{1,2})(?::([0-5]\d))?\s*(?:([ap])\.?\s?m\.?)?", clean, re.I)
+    if m is None or not (m[2] or m[3]) or int(m[1]) > 23:
+        return None
+    hours = int(m[1]) % 12 + (12 if m[3].casefold() == "p" else 0) if m[3] else int(m[1])
+    return 60 * hours + int(m[2] or 0), bool(m[3]) or int(m[1]) > 12
+
+
+def union_of(clean: str) -> str | None:
+    """The set of "x<1 or x>2" or "1 < x \\leq 2" as intervals joined by \\cup; text with \\cup as it is; else None."""
+    if r"\cup" in clean:
+        return clean
+    parts, sign = [], r"\s*(<|>|\\leq|\\geq)\s*"
+    for part in re.split(r"\s*(?:\bor\b|\\lor|\\vee|,|或)\s*", clean):
+        one = re.fullmatch(rf"[a-z]{sign}([^<>]+)", part)
+        two = re.fullmatch(rf"([^<>]+?){sign}[a-z]{sign}([^<>]+)", part)
+        if one:
+            value, closed = one[2].strip(), "q" in one[1]
+            below = rf"(-\infty,{value}{']' if closed else ')'}"
+            parts.append(below if one[1] in ("<", r"\leq") else rf"{'[' if closed else '('}{value},\infty)")
+        elif two and two[2] in ("<", r"\leq") and two[3] in ("<", r"\leq"):
+            ends = "[" if "q" in two[2] else "(", "]" if "q" in two[3] else ")"
+            parts.append(f"{ends[0]}{two[1].strip()},{two[4].strip()}{ends[1]}")
+        else:
+            return None
+    return r"\cup ".join(parts)

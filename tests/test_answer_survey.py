@@ -20,7 +20,16 @@ def test_golds_have_kinds(gold, kind):
 def test_writings_say_the_same_and_changes_do_not():
     assert writings("1234")["thousands"] == "Answer: 1,234"
     assert writings(r"\frac{1}{2}")["short fractions"] == r"Answer: \dfrac{1}{2}"
-    assert changes("12 cm") == {"a digit": "22 cm", "the other sign": "-12 cm"}
+    assert changes("12 cm") == {
+        "a digit": "22 cm", "the other sign": "-12 cm", "a unit of another dimension": "12 kg",
+        "a unit of another size": "12 m",
+    }  # fmt: skip
+    assert changes("7 N/C")["a unit of another size"] == "7 mN/C" and "a unit of another size" not in changes("50%")
+    assert changes("7 kg")["a unit of another dimension"] == "7 s"
+    assert changes(r"2\sqrt{2} cm")["a unit of another dimension"] == r"2\sqrt{2} kg"
+    assert changes("5 apples") == {"a digit": "6 apples", "the other sign": "-5 apples"}  # what are five pears?
+    assert changes("2x+1")["another letter"] == "2y+1" and changes("n!-xn")["another letter"] == "x!-xn"
+    assert not any("another letter" in changes(gold) for gold in ("x=5", "y=2x", "e^2", r"2\pi", "the sum of x and y"))
     assert changes("-0.5") == {"a digit": "-0.6", "the other sign": "0.5", "ten times": "-5.0"}
     assert changes("(1, 2)") == {"a digit": "(2, 2)", "one item less": "1", "swapped": "(2, 1)"}
     assert changes("(1) 7 (2) 7")["a digit"] == "(1) 8 (2) 7" and "swapped" not in changes("7; 7")

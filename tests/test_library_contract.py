@@ -14,7 +14,8 @@ MODULES = sorted((REPOSITORY / "mmprm_lib").rglob("*.py"))
 FLOORS = [
     {"schema", "fingerprints", "parameters", "provenance", "run", "runner", "stages", "verify", "sweep", "cleaning"}
     | {"stats", "sequential", "workload", "estimates"},
-    {"world", "answers", "mathcheck", "quantities", "extraction", "wording", "grading", "steps", "answer_survey"},
+    {"world", "answers", "mathcheck", "quantities", "units", "extraction", "wording", "grading", "steps"}
+    | {"answer_survey"},
     {"data", "registry", "contamination", "fields", "images", "rows", "splits", "models", "architecture", "curriculum",
      "pretrain", "convert", "convert_tokens"},
     {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "protocol", "served", "engine", "outcomes"}

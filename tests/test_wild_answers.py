@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from mmprm_lib.answers import extract, verdict
-from mmprm_lib.quantities import clock, quantity, union_of
+from mmprm_lib.quantities import quantity
+from mmprm_lib.wording import clock, union_of
 
 
 def judge(text, gold, kind="expression", choices=()):
@@ -129,6 +130,25 @@ def test_what_is_said_of_an_answer(answer, gold, label):
 ])  # fmt: skip
 def test_letters_in_the_wild(text, gold, label):
     assert judge(f"Answer: {text}", gold, "choice").label == label
+
+
+@pytest.mark.parametrize("text", [
+    "A: 5\nB: 7", "Let me compare the options.\n\nA: 5\nB: 7\nC: 9\n", "- A: 5", "The options are:\n- A: 5",
+    "* A: 5\n* B: 7", "Bar one is 5.\nA: 5", "(A) 5\n(B) 7",
+])  # fmt: skip
+def test_options_that_are_restated_are_no_answer(text):
+    for gold in "AB":
+        for choices in (["5", "7", "9"], []):
+            found = judge(text, gold, "choice", choices)
+            assert found.label == "unknown" and found.answer is None, found
+
+
+def test_an_a_before_a_colon_is_an_answer_where_nothing_is_to_be_chosen():
+    assert extract("6*3 = 18\nA: 18") == "18" and extract("6*3 = 18\nA: 18", options=True) is None
+    for text in ("A: 5\nB: 7", "A: 5, B: 7", "- A: 5\n- B: 7"):
+        assert extract(text) is None and judge("So it is.\n" + text, "5").label == "unknown"
+    assert extract("A: 5\nB: 7\n\nAnswer: B", options=True) == "B"
+    assert judge("A: 5\nB: 7\n\nThe answer is B.", "B", "choice", ["5", "7"]).label == "correct"
 
 
 @pytest.mark.parametrize("text", ["**Answer:**\n(1) 3\n(2) 5", "**(1)** 3\n**(2)** 5", "Answer: (1) 3\n(2) 5"])
