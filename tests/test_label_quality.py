@@ -176,7 +176,7 @@ def test_of_trees_all_that_they_took_is_counted_once():
     rows = [record("p0/o0"), record("p0/o1")]  # two paths through the same nodes
     ends = [solution("p0/o0"), solution("p0/o1", verdict="unknown", reason="a prefix, left where its mc_score is 0")]
     assert label_quality.cost(rows, ends, Options(), [grown, barren]) == (12, 100)
-    # 1 + 2 of the first tree, 4 of the second; the end of a solution is no rollout of its own, a prefix not without verdict
+    # 1 + 2 of the first tree, 4 of the second; the end of a solution is no rollout of its own
     found = label_quality.unknowns(ends, rows, Options(), [grown, barren])
     assert found.values.tolist() == [["rollouts", "no verdict", 7]]
     assert label_quality.first_tries(ends, [grown, barren]) == ([1 / 3], ["p0"])

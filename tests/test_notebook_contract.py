@@ -191,7 +191,8 @@ def test_every_sweep_fits_its_notebook(file):
 
 @pytest.mark.parametrize("file", PROFILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_a_file_that_says_as_another_is_so_but_for_what_it_names(file):
-    head = " ".join(line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    lines = file.read_text(encoding="utf-8").splitlines()
+    head = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
     if not head.startswith("As params/"):
         return
     found = re.match(r"As params/(\w+)/(\d\d)(?: but for ((?:`\w+`(?:, )?)+))?", head)
@@ -199,11 +200,14 @@ def test_a_file_that_says_as_another_is_so_but_for_what_it_names(file):
     [other] = (REPOSITORY / "params" / found[1]).glob(f"{found[2]}_*.yaml")
     named = {"run_name", *re.findall(r"`(\w+)`", found[3] or "")}
     notebook = parameters.declared(REPOSITORY / "notebooks" / f"{file.stem}.ipynb")
-    mine, theirs = (parameters.resolve(notebook, parameters.read_yaml(path), path.name) for path in (file, other))
+    mine, theirs = (parameters.resolve(notebook, parameters.read_yaml(f), f.name) for f in (file, other))
     assert {name for name in mine if mine[name] != theirs[name]} == named
 
 
-@pytest.mark.parametrize("file", [f for f in PROFILES if f.stem == "04_prm_training"], ids=lambda file: file.parent.name)
+FOURS = [file for file in PROFILES if file.stem == "04_prm_training"]
+
+
+@pytest.mark.parametrize("file", FOURS, ids=lambda file: file.parent.name)
 def test_a_marker_starts_as_a_word_of_the_embedded_base_there_alone(file):
     notebook = parameters.declared(REPOSITORY / "notebooks" / f"{file.stem}.ipynb")
     params = parameters.resolve(notebook, parameters.read_yaml(file), file.name)
