@@ -196,7 +196,7 @@ def test_a_file_that_says_as_another_is_so_but_for_what_it_names(file):
     if not head.startswith("As params/"):
         return
     found = re.match(r"As params/(\w+)/(\d\d)(?: but for ((?:`\w+`(?:, )?)+))?", head)
-    assert found, f"{head[:80]!r}: write `As params/PROFILE/NN`, and ` but for ` with the names that differ in backticks"
+    assert found, f"{head[:80]!r}: write `As params/PROFILE/NN`, and ` but for ` and the names in backticks"
     [other] = (REPOSITORY / "params" / found[1]).glob(f"{found[2]}_*.yaml")
     named = {"run_name", *re.findall(r"`(\w+)`", found[3] or "")}
     notebook = parameters.declared(REPOSITORY / "notebooks" / f"{file.stem}.ipynb")
@@ -222,7 +222,7 @@ def test_the_papers_benchmarks_are_read_by_the_sweeps_that_choose_on_them():
     for name, n in {"mm_prm_best_of_n": 4, "visualprm_best_of_n": 7, "gm_prm_refined": 5}.items():
         read = [point.stage.params["reads"] for point in sweep.points(name)]
         assert len(set(read)) == len(read) == n and set(read) <= set(made)
-        assert all(point.stage.stages == made[point.stage.params["reads"]].folder.parent for point in sweep.points(name))
+        assert all(p.stage.stages == made[p.stage.params["reads"]].folder.parent for p in sweep.points(name))
     [stage] = stages.plan("paper_contamination")[0]
     against = dict(stage.params["against"])
     assert against.pop("visualprocessbench").endswith("test.jsonl")
