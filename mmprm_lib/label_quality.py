@@ -16,6 +16,7 @@ from . import stats, world
 from .labeling import Options
 from .policy_errors import TRAITS, traits
 from .schema import Problem, Solution, StepLabels
+from .trees import Tree
 
 COLUMNS = [
     "problem_id", "solution_id", "split", *TRAITS, "place", "n_steps", "last", "kind", "n_rollouts", "n_correct",
@@ -156,11 +157,29 @@ def score_bands(steps: pd.DataFrame, by: str) -> pd.DataFrame:
     return table.reset_index(names="group").melt("group", var_name="kind", value_name="value")
 
 
-def unknowns(solutions: Sequence[Solution], labels: Sequence[StepLabels], options: Options) -> pd.DataFrame:
-    """What could not be judged: of (solutions, rollouts), reason, n. The reason of a single rollout is not kept."""
-    reasons = pd.Series([s.reason for s in solutions if s.verdict == "unknown"], dtype=object)
-    rows = [("solutions", reason, int(n)) for reason, n in reasons.value_counts().items()]
-    n = sum(_drawn(labels, solutions, options, "n_unknown"))
+def first_tries(solutions: Sequence[Solution], trees: Sequence[Tree] = ()) -> tuple[list[float], list[str]]:
+    """How often the policy is right from the question alone, and of which problem: 0 or 1 of each sampled solution.
+
+    Of trees, whose paths were chosen and not sampled, the rates of their roots, where they are known.
+    """
+    if not trees:
+        return [float(s.verdict == "correct") for s in solutions], [s.problem_id for s in solutions]
+    roots = [(tree.nodes[0].mc_value, tree.problem_id) for tree in trees]
+    known = [(rate, name) for rate, name in roots if rate is not None]
+    return [rate for rate, _ in known], [name for _, name in known]
+
+
+def unknowns(
+    solutions: Sequence[Solution], labels: Sequence[StepLabels], options: Options, trees: Sequence[Tree] = ()
+) -> pd.DataFrame:
+    """What could not be judged: of (solutions, rollouts), reason, n. The reason of a single rollout is not kept.
+
+    A path of a tree that ends before the solution does has no verdict, and is not among them.
+    """
+    lost = [] if trees else [s.reason for s in solutions if s.verdict == "unknown"]
+    rows = [("solutions", reason, int(n)) for reason, n in pd.Series(lost, dtype=object).value_counts().items()]
+    nodes = (node for tree in trees for node in tree.nodes if node.estimated)
+    n = sum(n.n_unknown or 0 for n in nodes) if trees else sum(_drawn(labels, solutions, options, "n_unknown"))
     return pd.DataFrame([*rows, *([("rollouts", "no verdict", n)] if n else [])], columns=["of", "reason", "n"])
 
 
@@ -179,8 +198,16 @@ def outcome_frame(solutions: Sequence[Solution], labels: Sequence[StepLabels]) -
     return found.astype({"correct": bool, "clean": bool})  # a mask, also where there are no rows
 
 
-def cost(labels: Sequence[StepLabels], solutions: Sequence[Solution], options: Options) -> tuple[int, int]:
-    """(rollouts, tokens) that the labels took; a last step that its solution's own verdict settled took none."""
+def cost(
+    labels: Sequence[StepLabels], solutions: Sequence[Solution], options: Options, trees: Sequence[Tree] = ()
+) -> tuple[int, int]:
+    """(rollouts, tokens) that the labels took; a last step that its solution's own verdict settled took none.
+
+    Of trees all that they took: a node stands in many paths, and a tree may have none.
+    """
+    if trees:
+        spent = [(tree.n_rollouts or 0, tree.n_generated_tokens or 0) for tree in trees]
+        return sum(n for n, _ in spent), sum(n for _, n in spent)
     n_tokens = sum(record.n_generated_tokens for record in labels)
     return sum(_drawn(labels, solutions, options, "n_rollouts")), n_tokens
 

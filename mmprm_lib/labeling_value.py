@@ -112,7 +112,8 @@ def trained_on(
     vlm, processor = models.load(start)
     settings = dict(
         labels="hard", threshold=threshold, epochs=n_updates * batch_size / len(labels.records), seed=seed,
-        learning_rate=learning_rate, batch_size=batch_size, bf16=bf16, pack_size=pack_size, marker_init=" True?",
+        learning_rate=learning_rate, batch_size=batch_size, bf16=bf16, pack_size=pack_size,
+        marker_init=" True?" if start == "embedded" else "mean",
     )  # fmt: skip
     asked = [FORMAT, TransformersGenerator(vlm, processor).fingerprint, settings, dev_share, labels.records]
     images = {p.problem_id: p.image_sha256 for p in (*problems, *bench.problems)}

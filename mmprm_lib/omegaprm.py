@@ -14,23 +14,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from collections.abc import Generator as Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .answers import Verdict
 from .generation import Completion, Generator, Request, Sampling
 from .guards import Guarded, judged
 from .labeling_files import named, resumed
 from .rollouts import AT_ONCE, Answers, Ask, Job, judge, mc_score, run_jobs
-from .schema import Problem, fingerprint
+from .schema import Problem, Solution, StepLabels, fingerprint, write_records
 from .steps import split
-from .trees import Node, Row, Tree, from_mm_prm, labels_of, paths, solutions_of, to_mm_prm
+from .trees import Node, Row, Tree, from_mm_prm, labels_of, pairs_of, paths, solutions_of, to_mm_prm
 
 __all__ = [
-    "OPTIONS", "ORIGINAL", "SAMPLING", "Node", "Options", "Row", "Tree", "from_mm_prm", "grow", "labels_of", "paths",
-    "q_value", "search", "solutions_of", "to_mm_prm", "trees_to", "u_value",
+    "OPTIONS", "ORIGINAL", "SAMPLING", "Node", "Options", "Row", "Tree", "from_mm_prm", "grow", "labels_of",
+    "labels_to", "pairs_of", "paths", "q_value", "search", "solutions_of", "to_mm_prm", "trees_to", "u_value",
 ]  # fmt: skip
 
 FORMAT = 1  # of the trees written here: a change of what they mean changes the key of every file
@@ -300,12 +301,12 @@ def search(
 
 def trees_to(
     path: str | Path, problems: Collection[Problem], generator: Generator, options: Options = OPTIONS,
-    sampling: Sampling = SAMPLING,
-) -> list[Tree]:  # fmt: skip
+    sampling: Sampling = SAMPLING, *, keep: bool = True,
+) -> Sequence[Tree]:  # fmt: skip
     """The trees of all problems, in their order, also in the file at `path`; a killed run goes on where it stopped.
 
     A tree that was growing at the kill is grown anew and comes out the same. A request that fails, or a checker that
-    raises, costs its own rollouts, which are unknown.
+    raises, costs its own rollouts, which are unknown. keep=False: `labeling_files.Records`, which stay in the file.
     """
     key = fingerprint(["trees", FORMAT, generator.fingerprint, sampling, options, named(problems)])
 
@@ -313,4 +314,23 @@ def trees_to(
         left = (p for p in problems if p.problem_id not in done)
         return search(left, Guarded(generator), options, sampling, check=judged)
 
-    return resumed(Path(path), Tree, key, [p.problem_id for p in problems], make)
+    return resumed(Path(path), Tree, key, [p.problem_id for p in problems], make, keep)
+
+
+def labels_to(
+    folder: str | Path, problems: Collection[Problem], generator: Generator, options: Options = OPTIONS,
+    sampling: Sampling = SAMPLING, *, spans: bool = False, **rows: Any,
+) -> tuple[Sequence[Tree], list[Solution], list[StepLabels]]:  # fmt: skip
+    """The trees of the problems and what `pairs_of` makes of them, also in `folder`: trees, solutions and labels.jsonl.
+
+    A killed run goes on as in `trees_to`; the other two files follow from the trees. What all of it took only the trees
+    know: one without rows has no labels to carry it. rows: options of `paths`.
+    """
+    path = Path(folder)
+    trees = trees_to(path / "trees.jsonl", problems, generator, options, sampling, keep=False)
+    shape = dict(spans=spans, policy=generator.name, seed=sampling.seed, threshold=options.threshold, **rows)
+    pairs = [pair for tree, p in zip(trees, problems, strict=True) for pair in pairs_of(tree, p, **shape)]
+    solutions, labels = [solution for solution, _ in pairs], [record for _, record in pairs]
+    write_records(path / "solutions.jsonl", solutions)
+    write_records(path / "labels.jsonl", labels)
+    return trees, solutions, labels

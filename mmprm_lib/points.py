@@ -52,7 +52,8 @@ def trained(
     epochs = n_updates * batch_size * gradient_accumulation / len(records)
     found = prm.train(
         "marker", records, problems, vlm, processor, folder, labels=labels, epochs=epochs, batch_size=batch_size,
-        gradient_accumulation=gradient_accumulation, pack_size=pack_size, marker_init=" True?", **options,
+        gradient_accumulation=gradient_accumulation, pack_size=pack_size,
+        marker_init=" True?" if start == "embedded" else "mean", **options,
     )  # fmt: skip
     return found.scorer(name=folder.name), found.history
 

@@ -268,7 +268,8 @@ def document() -> str:
         "n_test: 1000000", "```", "",
         "All of it is test problems, each with what grades it; 06_best_of_n then reports the benchmark's own number.",
         "Where no revision is pinned, the branch is resolved to its commit, which the manifest records; set `revision`",
-        "to it for a rerun. VisualProcessBench is read by 05_visualprocessbench (`benchmark_path`).", "",
+        "to it for a rerun. VisualProcessBench is read by 05_visualprocessbench (`benchmark_path`). Those of the",
+        "papers: `make sweep SWEEP=paper_benchmarks`; `params/paper_contamination` compares them with MM-K12.", "",
         "| name | data set | revision | problems | number | licence |", "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for row in table().itertuples():

@@ -15,7 +15,7 @@ from pydantic import model_validator
 
 from . import world
 from .generation import Completion
-from .rollouts import judge
+from .guards import judged
 from .schema import Count, Id, Problem, Rate, Record, Solution, StepLabels
 from .steps import MARKER, STEP_SEPARATOR, join
 
@@ -251,10 +251,24 @@ def solutions_of(
 
 def _solution(row: Row, problem: Problem, name: str, policy: str, seed: int) -> Solution:
     whole = not row.nodes[-1].estimated
-    answer = judge(problem, (), Completion(join(row.steps), 0, "stop")).answer if whole else None
+    answer = judged(problem, (), Completion(join(row.steps), 0, "stop")).answer if whole else None
     reason = "" if whole else f"a prefix, left where its mc_score is {row.labels[-1]:g}"
     verdict = ("correct" if row.labels[-1] > 0 else "wrong") if whole else "unknown"
     return Solution(
         solution_id=name, problem_id=problem.problem_id, steps=row.steps, answer=answer, verdict=verdict,
         policy=policy, seed=seed, n_tokens=0, finish_reason="stop" if whole else "length", reason=reason,
     )  # fmt: skip
+
+
+def pairs_of(
+    tree: Tree, problem: Problem, *, spans: bool = False, policy: str = "", seed: int = 0, **rows: Any
+) -> list[tuple[Solution, StepLabels]]:
+    """What a PRM is trained on: each row as a solution and its labels, of the same steps.
+
+    With `spans` a step of both is what stands between two labels, as MM-PRM trains; else steps inside have no label.
+    rows: options of `paths` (threshold, min_words, skip_settled, balance), whose draw is by `seed`.
+    """
+    kept = paths(tree, seed=seed, **rows)
+    labels = labels_of(tree, problem, kept, spans=spans)
+    solutions = solutions_of(tree, problem, kept, policy=policy, seed=seed)
+    return [(s.model_copy(update={"steps": r.steps}), r) for s, r in zip(solutions, labels, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -25,6 +26,9 @@ IMAGE_BYTES = {True: 2_700, False: 100_000}  # of a stored image, in the world (
 BENCHMARK_ROWS = 2_866  # of VisualProcessBench, 9.4 steps each (VisualPRM, table 1)
 TEACHER_TOKENS = 900  # that a teacher reads of a question and an image, besides the solution: an assumption
 RECORD_BYTES, TOKEN_BYTES = 200, 6  # of a solution or label on disk (results/tiny)
+# of a tree search: rollouts for each path that is kept (results/ablations/12: 31; MM-PRM, section 3.2, some 40: 747,000
+# labels of 10,000 problems, 3 on a path)
+ROLLOUTS_A_PATH = 40
 Run = Mapping[str, Mapping[str, Any]]  # notebook -> its parameters, of the run that a notebook reads, itself included
 
 
@@ -52,6 +56,27 @@ def n_labelled(run: Run) -> tuple[int, int]:
     taken = run.get("02_policy", {}).get("n_sft", 0) if asked.get("policy", "").startswith("02_") else 0
     left = max(0, sizes.get("n_train", 10**9) - taken)
     return min(asked.get("n_label_problems", 0), left), min(asked.get("n_label_dev", 0), sizes.get("n_dev", 10**9))
+
+
+def rollouts_of_tree(search: Mapping[str, Any], text: Text) -> int:
+    """The rollouts that the search of a problem may take: its budget, or what its searches ask for, if that is less.
+
+    `search` are fields of `omegaprm.Options`. A problem that is always or never solved takes n_rollouts alone.
+    """
+    n, halvings = search.get("n_rollouts", 16), math.ceil(math.log2(text.n_steps + 1))
+    return min(search.get("max_rollouts", 1000), n * (1 + search.get("max_searches", 200) * halvings))
+
+
+def n_solutions(run: Run) -> float:
+    """How many labelled solutions 03 has of a problem: those that it samples, or the kept paths of a tree."""
+    asked = run.get("03_mc_labeling", {})
+    if asked.get("strategy") != "omegaprm":
+        return asked.get("n_solutions", 1)
+    return max(1.0, rollouts_of_tree(_search(asked), text_of(run)) / ROLLOUTS_A_PATH)
+
+
+def _search(p: Mapping[str, Any]) -> dict[str, Any]:
+    return {"n_rollouts": p["n_rollouts"], **p.get("search", {})}
 
 
 def root(where: str, run: Run) -> str:
@@ -112,6 +137,8 @@ def _policy(p, run, text, prompt) -> Work:
 
 def _labels(p, run, text, prompt) -> Work:
     n = sum(n_labelled({**run, "03_mc_labeling": p}))
+    if p.get("strategy") == "omegaprm":
+        return _trees(p, run, text, prompt, n)
     each = text._replace(solution=_solution(run, p), n_steps=min(text.n_steps, p["max_steps"]))
     rollouts = rollout_tokens(each, p["n_rollouts"], p["last_step"])
     written = n * p["n_solutions"] * (each.solution + rollouts)
@@ -119,8 +146,16 @@ def _labels(p, run, text, prompt) -> Work:
     return Work(written, starts * (prompt + each.solution / 2), records=2 * n * p["n_solutions"])
 
 
+def _trees(p, run, text, prompt, n) -> Work:
+    """Of n trees; a rollout goes on from somewhere in a solution, and stays in the file."""
+    rollouts, half = n * rollouts_of_tree(_search(p), text), _solution(run, p) / 2
+    kept = n * n_solutions({**run, "03_mc_labeling": p})
+    return Work(rollouts * half, rollouts / p["n_rollouts"] * (prompt + half), records=2 * kept,
+                n_bytes=rollouts * half * TOKEN_BYTES)  # fmt: skip
+
+
 def _prms(p, run, text, prompt) -> Work:
-    train, dev = (n * run.get("03_mc_labeling", {}).get("n_solutions", 1) for n in n_labelled(run))
+    train, dev = (n * n_solutions(run) for n in n_labelled(run))
     passes = sum(p["epochs"][name] for name in p["prms"])
     row = text.solution + prompt / p["pack_size"]
     whole = text.solution + prompt
@@ -149,7 +184,7 @@ def _choosing(p, run, text, prompt) -> Work:
 
 
 def _critic(p, run, text, prompt) -> Work:
-    told = n_labelled(run)[0] * run.get("03_mc_labeling", {}).get("n_solutions", 1)
+    told = n_labelled(run)[0] * n_solutions(run)
     learnt = min(p["n_train"], told)
     critique, whole = text.judged * text.n_steps, text.solution + prompt
     bench = run.get("05_visualprocessbench", {})
@@ -183,7 +218,7 @@ def _reader(p, run, text, prompt) -> Work:
 def _cost(p, run, text, prompt) -> Work:
     n, fresh = p["n_problems"] * p["n_solutions"], n_labelled(run)[0] or p["n_problems"]
     rolls = sum(rollout_tokens(text, k, "verdict") for k in (max(p["ks"]), p["usual_k"] / 4, p["usual_k"] / 2))
-    trees = p["n_trees"] * p["omegaprm"].get("max_rollouts", 200) * text.solution / 2
+    trees = p["n_trees"] * rollouts_of_tree(p["omegaprm"], text) * text.solution / 2
     written = n * rolls * len(p["seeds"]) + trees * len(p["seeds"]) + fresh * p["n_solutions"] * text.solution
     written += n * text.n_steps * p["n_reference"] * text.solution / 2
     bought = p["budget_problems"] * p["n_solutions"] * rollout_tokens(text, p["usual_k"], "verdict")

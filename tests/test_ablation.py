@@ -1,5 +1,7 @@
 """Points of a sweep together: literal differences, both kinds of chance apart, and what a point is trained on."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,6 +44,22 @@ def test_a_point_takes_the_first_problems_and_solutions_and_k_of_the_rollouts():
         points.training_labels(records, problems, n_problems=4, n_solutions=1, k=0, seed=0)
     with pytest.raises(ValueError, match="n_solutions is 4: 3 solutions"):
         points.training_labels(records, problems, n_problems=1, n_solutions=4, k=0, seed=0)
+
+
+@pytest.mark.parametrize(("start", "word"), [("embedded", " True?"), ("owner/large", "mean"), (Path("policy"), "mean")])
+def test_the_marker_starts_as_a_word_of_the_embedded_base_there_alone(start, word, monkeypatch, tmp_path):
+    told = {}
+
+    def train(*given, marker_init, **options):
+        told["word"] = marker_init
+        raise InterruptedError
+
+    monkeypatch.setattr(points.models, "load", lambda start: (None, None))
+    monkeypatch.setattr(points.prm, "train", train)
+    with pytest.raises(InterruptedError):
+        points.trained([None], [], start, tmp_path, labels="soft", n_updates=1, batch_size=1,
+                       gradient_accumulation=1, pack_size=1)  # fmt: skip
+    assert told == {"word": word}
 
 
 def test_a_difference_pairs_problems_and_seeds():

@@ -57,6 +57,21 @@ def test_labeling_by_hand():
     assert estimates.estimate("03_mc_labeling", labeling_run(n_workers=4), lambda name: EIGHT).n_gpus == 4
 
 
+def test_a_tree_search_by_hand():
+    run = labeling_run(strategy="omegaprm", search={"max_rollouts": 800})
+    run["04_prm_training"] = {"epochs": {"marker": 2}, "prms": ["marker"], "pack_size": 1}
+    found = estimates.estimate("03_mc_labeling", run, lambda name: EIGHT)
+    # 800 rollouts of half a solution's 190 tokens, of 100 problems
+    assert found.written == pytest.approx(100 * 800 * 95)
+    # every 16 of them read a prompt with half a solution
+    assert workload.work("03_mc_labeling", run, 1000).read == pytest.approx(100 * 50 * (1100 + 95))
+    # 800 / 40 = 20 paths a problem are learnt from, twice, each 190 tokens after 1,100
+    assert workload.work("04_prm_training", run, 1000).trained == pytest.approx(2 * 100 * 20 * 1290)
+    # 2 searches of 3 halvings each (log2 of 6.6 rounded up), and the root: 16 x 7 rollouts, less than the budget
+    few = labeling_run(strategy="omegaprm", search={"max_searches": 2})
+    assert workload.work("03_mc_labeling", few, 1000).written == pytest.approx(100 * 112 * 95)
+
+
 def test_problems_that_the_policy_was_trained_on_are_not_labelled():
     run = labeling_run(policy="02_policy/policy", n_label_problems=900) | {"02_policy": {"n_sft": 950, "model": "x"}}
     assert workload.n_labelled(run) == (50, 0)
@@ -213,8 +228,11 @@ def test_what_the_papers_ran_has_a_cost_before_anything_is_fetched(profile):
     assert all(cost.gpu_hours > 0.4 for name, cost in costs.items() if name[:2] not in ("01", "09", "10", "11"))
     if profile == "paper":
         assert list(costs) == list(RUN), "every notebook has its parameters"
-        # 7,500 + 500 problems, 4 solutions of 190 tokens, 16 x (4.6 x 95 + 1) tokens of rollouts each
-        assert costs["03_mc_labeling"].written == pytest.approx(8000 * 4 * (190 + 7008))
+        # 7,500 + 500 problems, 1,000 rollouts of half of 190 tokens
+        assert costs["03_mc_labeling"].written == pytest.approx(8000 * 1000 * 95)
+    if profile == "visualprm":
+        # 9,500 + 500 problems, 4 solutions of 190 tokens, 16 x (4.6 x 95 + 1) tokens of rollouts each
+        assert costs["03_mc_labeling"].written == pytest.approx(10_000 * 4 * (190 + 7008))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mmprm_lib import label_quality, stats
 from mmprm_lib.label_quality import RULES, chances, doublings, label_chance, label_frame, quality_by_k
 from mmprm_lib.labeling import Options
 from mmprm_lib.schema import StepLabels
+from mmprm_lib.trees import Node, Tree
 from tests.doubles import problem, solution
 
 
@@ -162,6 +163,24 @@ def test_cost_counts_only_what_was_drawn():
     solutions = [solution("p0/s0"), solution("p0/s1", finish_reason="length")]
     assert label_quality.cost(labels, solutions, Options()) == (12, 100)  # 4 + 4 + 4: a verdict settled the fourth
     assert label_quality.cost(labels, solutions, Options(last_step="rollout")) == (13, 100)
+
+
+def test_of_trees_all_that_they_took_is_counted_once():
+    estimated = dict(estimated=True, n_rollouts=4, n_correct=1)
+    nodes = [Node(parent=None, span=[], mc_value=1 / 3, n_unknown=1, **estimated),
+             Node(parent=0, span=["a"], mc_value=0.5, n_unknown=2, **estimated)]  # fmt: skip
+    end = Node(parent=1, span=["b"], estimated=False, mc_value=None, n_rollouts=1, n_correct=0, n_unknown=1)
+    grown = Tree(problem_id="p0", nodes=[*nodes, end], n_searches=1, n_rollouts=8, n_generated_tokens=70)
+    lost = Node(parent=None, span=[], estimated=True, mc_value=None, n_rollouts=4, n_correct=0, n_unknown=4)
+    barren = Tree(problem_id="p1", nodes=[lost], n_searches=0, n_rollouts=4, n_generated_tokens=30)
+    rows = [record("p0/o0"), record("p0/o1")]  # two paths through the same nodes
+    ends = [solution("p0/o0"), solution("p0/o1", verdict="unknown", reason="a prefix, left where its mc_score is 0")]
+    assert label_quality.cost(rows, ends, Options(), [grown, barren]) == (12, 100)
+    # 1 + 2 of the first tree, 4 of the second; the end of a solution is no rollout of its own
+    found = label_quality.unknowns(ends, rows, Options(), [grown, barren])
+    assert found.values.tolist() == [["rollouts", "no verdict", 7]]
+    assert label_quality.first_tries(ends, [grown, barren]) == ([1 / 3], ["p0"])
+    assert label_quality.first_tries(ends) == ([1.0, 0.0], ["p0", "p0"])
 
 
 def test_the_widest_fall_is_shown_first():

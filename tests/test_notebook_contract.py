@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmprm_lib import parameters, sweep
+from mmprm_lib import parameters, registry, stages, sweep
 from tests.conftest import REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -199,3 +199,45 @@ def test_every_parameters_file_fits_its_notebook(file):
 def test_every_sweep_fits_its_notebook(file):
     assert len(sweep.points(file.stem)) > 1
     assert not MACHINE_PATH.search(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", PROFILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_file_that_says_as_another_is_so_but_for_what_it_names(file):
+    lines = file.read_text(encoding="utf-8").splitlines()
+    head = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+    if not head.startswith("As params/"):
+        return
+    found = re.match(r"As params/(\w+)/(\d\d)(?: but for ((?:`\w+`(?:, )?)+))?", head)
+    assert found, f"{head[:80]!r}: write `As params/PROFILE/NN`, and ` but for ` and the names in backticks"
+    [other] = (REPOSITORY / "params" / found[1]).glob(f"{found[2]}_*.yaml")
+    named = {"run_name", *re.findall(r"`(\w+)`", found[3] or "")}
+    notebook = parameters.declared(REPOSITORY / "notebooks" / f"{file.stem}.ipynb")
+    mine, theirs = (parameters.resolve(notebook, parameters.read_yaml(f), f.name) for f in (file, other))
+    assert {name for name in mine if mine[name] != theirs[name]} == named
+
+
+FOURS = [file for file in PROFILES if file.stem == "04_prm_training"]
+
+
+@pytest.mark.parametrize("file", FOURS, ids=lambda file: file.parent.name)
+def test_a_marker_starts_as_a_word_of_the_embedded_base_there_alone(file):
+    notebook = parameters.declared(REPOSITORY / "notebooks" / f"{file.stem}.ipynb")
+    params = parameters.resolve(notebook, parameters.read_yaml(file), file.name)
+    learns = any(name.startswith("marker") for name in params["prms"])
+    assert params["model"] == "embedded" or not learns or params["marker_init"] == "mean"
+
+
+def test_the_papers_benchmarks_are_read_by_the_sweeps_that_choose_on_them():
+    made = {point.stage.params["run_name"]: point.stage for point in sweep.points("paper_benchmarks")}
+    names = {stage.params["benchmark"] for stage in made.values()}
+    assert names <= set(registry.registry().benchmarks) and len(names) == len(made) == 9
+    for name, n in {"mm_prm_best_of_n": 4, "visualprm_best_of_n": 7, "gm_prm_refined": 5}.items():
+        read = [point.stage.params["reads"] for point in sweep.points(name)]
+        assert len(set(read)) == len(read) == n and set(read) <= set(made)
+        assert all(p.stage.stages == made[p.stage.params["reads"]].folder.parent for p in sweep.points(name))
+    [stage] = stages.plan("paper_contamination")[0]
+    against = dict(stage.params["against"])
+    assert against.pop("visualprocessbench").endswith("test.jsonl")
+    assert against == {
+        stage.params["benchmark"]: f"results/{run_name}/01_data/problems.jsonl" for run_name, stage in made.items()
+    }

@@ -27,6 +27,7 @@ from mmprm_lib.omegaprm import (
     from_mm_prm,
     grow,
     labels_of,
+    labels_to,
     paths,
     q_value,
     search,
@@ -36,7 +37,7 @@ from mmprm_lib.omegaprm import (
     u_value,
 )
 from mmprm_lib.rollouts import judge
-from mmprm_lib.schema import fingerprint, read_records, write_records
+from mmprm_lib.schema import Solution, StepLabels, fingerprint, read_records, write_records
 from tests.doubles import ToyGenerator, problem, say, solution
 
 RIGHT, WRONG = "Answer: 12", "Answer: 13"
@@ -592,13 +593,13 @@ def chain(folder, kill_after=None):
     return trees_to(folder / "trees.jsonl", problems, ToyGenerator(policy, 4, kill_after), options, Sampling(seed=3))
 
 
-def killed(folder, kill_after):
-    """Whether the chain, in a process of its own, killed itself before its request number `kill_after` was answered."""
+def killed(folder, kill_after, work=chain):
+    """Whether the work, in a process of its own, killed itself before its request number `kill_after` was answered."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            chain(folder, kill_after)
+            work(folder, kill_after)
             status = 0
         finally:
             os._exit(status)  # nothing of the test runner may run twice
@@ -618,6 +619,42 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path):
 
 def test_a_finished_file_costs_no_sample(tmp_path):
     assert chain(tmp_path) == chain(tmp_path, kill_after=0)
+
+
+def labelled(folder, kill_after=None, **fields):
+    """Labels and solutions of eight trees, in three files."""
+    folder.mkdir(exist_ok=True)
+    problems = [problem(f"p{i}") for i in range(8)]
+    options = Options(n_rollouts=5, max_rollouts=50)
+    return labels_to(folder, problems, ToyGenerator(policy, 4, kill_after), options, Sampling(seed=3),
+                     **({"min_words": 0} | fields))  # fmt: skip
+
+
+def test_labels_of_trees_that_were_killed_are_those_of_an_uninterrupted_run(tmp_path):
+    trees, solutions, labels = labelled(tmp_path / "whole")
+    assert sum(killed(tmp_path / "killed", k, labelled) for k in (40, 5, 0, 14, 30)) >= 3
+    assert labelled(tmp_path / "killed")[1:] == (solutions, labels)
+    for name in ("trees", "solutions", "labels"):
+        pair = [(tmp_path / folder / f"{name}.jsonl").read_bytes() for folder in ("whole", "killed")]
+        assert pair[0] == pair[1] and pair[0], name
+    assert list(trees) == chain(tmp_path / "other")
+    assert read_records(tmp_path / "whole/labels.jsonl", StepLabels) == labels
+    assert read_records(tmp_path / "whole/solutions.jsonl", Solution) == solutions
+
+
+def test_labels_of_trees_are_of_the_steps_of_their_solutions(tmp_path):
+    _, solutions, labels = labelled(tmp_path / "steps")
+    _, joined, of_spans = labelled(tmp_path / "spans", spans=True)
+    for pair in (zip(solutions, labels, strict=True), zip(joined, of_spans, strict=True)):
+        assert all((s.solution_id, s.steps) == (r.solution_id, r.steps) for s, r in pair)
+    assert any(None in r.mc_score for r in labels) and not any(None in r.mc_score for r in of_spans)
+    assert [[m for m in r.mc_score if m is not None] for r in labels] == [r.mc_score for r in of_spans]
+    assert len({s.verdict for s in solutions}) > 1 and {r.strategy for r in labels} == {"omegaprm"}
+
+
+def test_the_options_of_paths_choose_the_labels_of_trees(tmp_path):
+    every = labelled(tmp_path / "a", balance=False, skip_settled=False)[2]
+    assert len(every) > len(labelled(tmp_path / "b")[2]) > len(labelled(tmp_path / "c", min_words=11)[2])
 
 
 def test_a_request_that_raises_costs_its_own_rollouts(tmp_path):

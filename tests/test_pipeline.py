@@ -14,7 +14,11 @@ from pathlib import Path
 import papermill
 import pytest
 
-from mmprm_lib import stages
+from mmprm_lib import models, objective, prm, stages, validation
+from mmprm_lib.encoding import Encoder
+from mmprm_lib.schema import Problem, Solution, StepLabels, read_records
+from mmprm_lib.steps import FORMATS
+from mmprm_lib.trees import Tree
 from tests.conftest import REPOSITORY, write_notebook
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
@@ -159,3 +163,40 @@ def test_a_sweep_runs_on_what_the_notebooks_wrote(results):
         assert {"macro_f1_pooled", "auroc", "best_of_n_mean"} <= set(metrics) and (folder / "table_problems.csv").exists()
     again = call("-m", "mmprm_lib.sweep", "smoke", results=results)
     assert "0 of 2 points to run" in again.stdout
+
+
+TREES = {
+    "n_label_problems": 12, "n_label_dev": 6, "strategy": "omegaprm", "n_rollouts": 4, "max_new_tokens": 48,
+    "generation_batch": 64, "n_shown": 1, "search": {"max_searches": 3, "max_rollouts": 24, "length_scale": 50},
+    "paths": {"min_words": 0},
+}  # fmt: skip
+
+
+def test_labels_of_a_tree_search_can_be_learnt_from(results, tmp_path, monkeypatch):
+    folder = tmp_path / "project" / "params" / "trees"
+    folder.mkdir(parents=True)
+    shutil.copytree(REPOSITORY / "notebooks", tmp_path / "project" / "notebooks")
+    shutil.copyfile(REPOSITORY / "requirements.lock", tmp_path / "project" / "requirements.lock")
+    for name in ("01_data", "02_policy"):
+        shutil.copytree(results / "smoke" / name, tmp_path / "results" / "trees" / name)
+    (folder / "03_mc_labeling.yaml").write_text(json.dumps(TREES))  # JSON is YAML
+    monkeypatch.setenv("MMPRM_ROOT", str(tmp_path / "project"))
+    done = call("-m", "mmprm_lib.runner", "--profile", "trees", results=tmp_path / "results")
+    assert done.returncode == 0, done.stdout
+    made = tmp_path / "results" / "trees" / "03_mc_labeling"
+    trees, labels = read_records(made / "trees.jsonl", Tree), read_records(made / "labels.jsonl", StepLabels)
+    assert len(trees) == 18 and {r.strategy for r in labels} == {"omegaprm"}
+    manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["generated_tokens"] == sum(tree.n_generated_tokens for tree in trees)
+    # what 04 makes of them: a step of a path that was never rolled out is left out of the loss, and is no 0
+    problems = read_records(made.parent / "01_data" / "problems.jsonl", Problem)
+    assert validation.label_summary(labels, problems)["n_unlabelled"].sum() > 0
+    soft = objective.examples(FORMATS["marker"], labels, problems, "soft", 0.0)
+    assert [example.labels for example in soft] == [record.mc_score for record in labels]
+    model, processor = models.load("embedded")
+    prm.add_marker(model, processor)
+    rows, dropped = prm.training_rows(Encoder(FORMATS["marker"], processor, 4096), soft)
+    assert len(rows) == len(labels) and dropped == {"too_long": 0, "unlabelled": 0}
+    whole = objective.examples(FORMATS["orm"], read_records(made / "solutions.jsonl", Solution), problems, "soft", 0.0)
+    ends = {record.solution_id: record.mc_score[-1] if record.n_rollouts[-1] == 1 else None for record in labels}
+    assert {example.name: example.labels for example in whole} == {name: [end] for name, end in ends.items()}
