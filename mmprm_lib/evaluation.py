@@ -90,7 +90,7 @@ def load_scorer(
     A folder without prm.json holds a PRM that others trained, if there are `choices` (see `released`), else a plain
     model: it is read in the format that the name says (marker, marker_hard, chat, chat_advantage, orm, judge),
     untrained. ValueError if the name says none, or if a PRM that knows its format is given choices. With `n_workers`,
-    one in each of so many workers of a Ray cluster.
+    one in each of so many workers of a Ray cluster, whose places no other fleet gets before it is closed (`with`).
     """
     load_options = {"dtype": torch.bfloat16 if bf16 else torch.float32, "trust_remote_code": trust_remote_code}
     make = partial(scorer_at, name, where, locate(run, where), load_options, choices or {}, **options)
