@@ -70,7 +70,7 @@ class Fleet:
         worker = ray.remote(**options, runtime_env=environment)(_Worker)
         self.workers = [worker.remote(make) for _ in range(n_workers)]
         try:
-            names = ray.get([self._ready(place) for place in range(n_workers)], timeout=START_S)
+            names = ray.get([self._ready(place, RETRIES) for place in range(n_workers)], timeout=START_S)
             if len(set(names)) > 1:
                 raise ValueError(f"the machines hold different models: {names}")
             self.name, self.fingerprint = names[0]
@@ -96,9 +96,12 @@ class Fleet:
             self._ray.kill(worker)
         self.workers = []
 
-    def _ready(self, place: int) -> Any:
-        """What Ray gives the worker's names for, as soon as it is there and has loaded its model, again or at first."""
-        return self.workers[place].names.options(max_task_retries=RETRIES).remote()
+    def _ready(self, place: int, retries: int) -> Any:
+        """What Ray gives the worker's names for, as soon as it is there and has loaded its model, again or at first.
+
+        Ray takes it for a retry, too, when it has looked for a while for a worker that is away: -1 is without an end.
+        """
+        return self.workers[place].names.options(max_task_retries=retries).remote()
 
     def spread(self, method: str, next_job: Callable[[], tuple | None]) -> Iterator[tuple[int, Any]]:
         """(number of the job, what the workers' method made of it), as they finish; a job is a tuple of arguments.
@@ -134,7 +137,7 @@ class Fleet:
                     raise
                 due.append((*task[:2], task[2] - 1))
                 if load[place] < AWAY:
-                    flying[self._ready(place)] = place, AWAY, None
+                    flying[self._ready(place, -1)] = place, AWAY, None
                     load[place] += AWAY
                 continue
             if task:

@@ -205,7 +205,7 @@ def scoring_cells():
         yield name, source
 
 
-@pytest.mark.parametrize(("name", "source"), scoring_cells(), ids=lambda value: value[:2])
+@pytest.mark.parametrize(("name", "source"), list(scoring_cells()), ids=lambda value: value[:2])
 def test_a_notebooks_prms_have_all_cores_one_after_the_other(name, source, problems, alone, tmp_path, monkeypatch):
     """On a cluster of CPUs a worker has all cores, so that one who is not ended keeps the next one waiting."""
     monkeypatch.setenv("MMPRM_RESULTS", str(tmp_path))
