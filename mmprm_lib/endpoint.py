@@ -1,8 +1,9 @@
 """Replies of any chat endpoint that speaks OpenAI's protocol: with an image, counted, and never asked for twice.
 
 The `openai` package retries: lost connections, timeouts, 408, 409, 429 and 5xx, after what Retry-After says (up to two
-minutes) or else 0.5 s, 1 s, ... 8 s. What still fails comes back as a reply with an error, and costs itself alone. The
-text of a reply is data: it is never evaluated, and what it means is for the caller to parse.
+minutes) or else 0.5 s, 1 s, ... 8 s; an answer that the server broke off is asked for again at once. What still fails
+comes back as a reply with an error, and costs itself alone. The text of a reply is data: it is never evaluated, and
+what it means is for the caller to parse.
 """
 
 from __future__ import annotations
@@ -11,14 +12,11 @@ import base64
 import os
 import re
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import reduce
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -32,13 +30,15 @@ from .images import png
 from .run import progress
 from .schema import Count, Id, Problem, Record, RecordLog, fingerprint, write_records
 from .steps import neutralise
+from .threads import at_once
 
 FORMAT = 1  # of the stored replies and of what is sent: a change makes older files unusable
 GREEDY = Sampling(temperature=0.0, max_new_tokens=1024)
 NO_KEY = "no-key"  # servers of one's own want none, but the protocol has a place for it
 MAX_IMAGE_BYTES = 20 * 2**20  # of the PNG
 MAX_ANSWER_BYTES = 64 * 2**20  # of an answer, unpacked; a longer one is broken off
-T, R = TypeVar("T"), TypeVar("R")
+BROKEN_OFF = 2  # times that an answer is asked for again which the server broke off
+AWAY = (502, 503, 504)  # what stands before a server says that there is none
 Prices = tuple[float, float]  # per million prompt tokens, per million completion tokens
 
 
@@ -118,31 +118,6 @@ def _plus(total: Usage, reply: Reply, n_retries: int = 0) -> Usage:
 # -- the endpoint
 
 
-def at_once(
-    most: int, work: Callable[[T], R], items: Iterable[T], more: Callable[[R], Iterable[T]] = lambda result: ()
-) -> Iterator[R]:
-    """What `work` makes of each item, as they finish, in any order; at most `most` are in the works.
-
-    Items are read as there is room for them; those that `more` makes of a result come before all others. Threads, not
-    asyncio: a notebook's own loop is running already.
-    """
-    pool, items, first = ThreadPoolExecutor(most), iter(items), deque[T]()
-    flying, results = set[Future[R]](), list[R]()
-    try:
-        while True:
-            room = most - len(flying)
-            taken = [first.popleft() for _ in range(min(room, len(first)))]
-            flying |= {pool.submit(work, item) for item in (*taken, *islice(items, room - len(taken)))}
-            yield from results  # only now, so that the server works while the caller does
-            if not flying:
-                return
-            done, flying = wait(flying, return_when=FIRST_COMPLETED)
-            results = [future.result() for future in done]
-            first.extend(item for result in results for item in more(result))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
 @dataclass(eq=False, repr=False)
 class Endpoint:
     """A chat endpoint: `base_url` up to and with /v1, and the model's name there.
@@ -197,7 +172,10 @@ class Endpoint:
 
     def ask(self, chat: Chat, sampling: Sampling = GREEDY) -> Reply:
         """The reply to one chat; whatever fails is in its `error`."""
-        raw, n_retries, error = self.post(lambda: self._body(chat, sampling))
+        try:
+            raw, n_retries, error = self.post(lambda: self._body(chat, sampling))
+        except ConnectionError as away:
+            raw, n_retries, error = b"", 0, str(away)
         fields = {"error": error} if error else protocol.reply_fields(raw)
         if len(self._key) >= 16:  # a word like "none" is no secret, and may well stand in a reply
             fields = {k: self._hide(v) if isinstance(v, str) else v for k, v in fields.items()}
@@ -209,14 +187,33 @@ class Endpoint:
         """(answer, retries, error) of a chat of these fields: the raw answer, or why there is none.
 
         `body` is called here, so that what it raises (ValueError, OSError: an image of no use) is an error as well.
+        ConnectionError if no server was there, or it went away before it answered.
         """
+        n_retries = -1
         try:
-            raw = self._client.chat.completions.with_raw_response.create(**body())
-            return raw.content, raw.retries_taken, ""
+            fields = body()
+            for _ in range(1 + BROKEN_OFF):
+                raw = self._client.chat.completions.with_raw_response.create(**fields)
+                n_retries += 1 + raw.retries_taken
+                if not protocol.broken_off(raw.content):
+                    break
+            return raw.content, n_retries, ""
         except openai.APIError as error:
+            if _is_away(error):
+                raise ConnectionError(self._failure(error)) from None
             return b"", 0, self._failure(error)
         except (ValueError, OSError) as error:
             return b"", 0, f"not sent: {error}"
+
+    def answers(self) -> bool:
+        """Whether a server is there now, whatever it says."""
+        try:
+            self._client.with_options(max_retries=0, timeout=10.0).models.list()
+        except openai.APIStatusError as error:
+            return error.status_code not in AWAY
+        except openai.APIConnectionError:
+            return False
+        return True
 
     def count(self, reply: Reply, n_retries: int = 0) -> None:
         """Nothing; adds what a reply took to the usage."""
@@ -264,6 +261,13 @@ class Endpoint:
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
+
+
+def _is_away(error: openai.APIError) -> bool:
+    """Whether the server could not be reached, or was lost; one that takes too long to answer is there."""
+    cause = {kind.__name__ for kind in type(error.__cause__).__mro__}  # httpx's or httpx2's, as the release may be
+    lost = "ConnectTimeout" in cause or ("TransportError" in cause and "TimeoutException" not in cause)
+    return lost or getattr(error, "status_code", 0) in AWAY
 
 
 def _read_bounded(response: httpx.Response) -> None:

@@ -27,7 +27,7 @@ from .fingerprints import fingerprint, sha256_of
 from .generation import PREPARING
 from .pieces import Chain
 from .prompts import cut_at, text_of
-from .protocol import seed_of
+from .protocol import how_it_ended, seed_of
 from .run import write_json
 from .steps import adds_special_tokens, neutralise, policy_prompt, prefix_text
 
@@ -37,13 +37,18 @@ IN_FLIGHT = 512  # sequences that the engine is given at once; it batches them i
 
 @dataclass
 class _Flight:
-    """What is in the engine: a request of n samples, or (`chain`) one sample of it that has choices, piece by piece."""
+    """What is in the engine: a request of n samples, or (`chain`) one sample of it that has choices, piece by piece.
+
+    prompt: as vLLM takes it; again: the engine failed, and was asked once more.
+    """
 
     request: Request
+    prompt: dict[str, Any]
     n: int
     n_distinct: int
     n_wanted: int
     chain: Chain | None = None
+    again: bool = False
     found: dict[int, Completion] = field(default_factory=dict)  # of all chains of the request
 
 
@@ -75,12 +80,13 @@ def readable(source: str, folder: Path) -> str:
 class VllmGenerator:
     """Samples with vLLM, `vllm.LLM` in a process of its own; use it as a context manager, or call `close`.
 
-    `model`: a checkpoint folder, a hub id, or "embedded". A request passes its image once, however many samples are
+    `model`: a checkpoint folder, a hub id, or "embedded". A request opens its image once, however many samples are
     drawn, and prompts that begin alike share their cache (prefix caching). A sample depends on the seed, the request's
     key and its own number; other requests in the batch may change a logit in its last digits. `options` go to
     `vllm.LLM` (dtype, tensor_parallel_size, max_model_len, gpu_memory_utilization, ...). Only safetensors are read:
-    ValueError for a folder without them. With ChoiceSampling a text is asked for in pieces (see `pieces`), of which the
-    prefix cache keeps what both have in common.
+    ValueError for a folder without them. With ChoiceSampling a text is asked for in pieces (see `pieces`), each with
+    the image that was opened for the first; vLLM knows it by its hash, and keeps what it made of it as long as its
+    caches hold it. What the engine fails at is asked of it once more, and is an error if it fails again.
     """
 
     def __init__(
@@ -168,59 +174,67 @@ class VllmGenerator:
     ) -> Iterator[Finished]:
         """Nothing, and the request is in flight; or its n errors, if it cannot be prepared."""
         distinct = n if sampling.temperature else 1  # greedy samples are one another's copies
-        flights = [_Flight(request, distinct, distinct, n)]
-        if isinstance(sampling, ChoiceSampling):
-            before = neutralise(prefix_text(list(request.prefix)) + request.opening, self.tokenizer)
-            chains = [Chain(request, i, sampling, before, ids) for i in range(distinct)]
-            flights = [_Flight(request, 1, distinct, n, chain, flights[0].found) for chain in chains]
         try:
+            prompt = self._prompt(request)
+            flights = [_Flight(request, prompt, distinct, distinct, n)]
+            if isinstance(sampling, ChoiceSampling):
+                before = neutralise(prefix_text(list(request.prefix)) + request.opening, self.tokenizer)
+                chains, found = [Chain(request, i, sampling, before, ids) for i in range(distinct)], {}
+                flights = [_Flight(request, prompt, 1, distinct, n, chain, found=found) for chain in chains]
             for flight in flights:
                 self._fly(flying, flight, sampling)
         except PREPARING as error:  # of the first of them: they differ in their seed alone
             yield failed(request, n, error)
 
     def _fly(self, flying: dict[str, _Flight], flight: _Flight, sampling: Sampling) -> None:
-        """Nothing; the engine has the request, or the next piece of its chain. Raises what `_prepared` raises."""
+        """Nothing; the engine has the request, or the next piece of its chain. ValueError if vLLM does not take it."""
         self._n_asked += 1
-        prompt, params = self._prepared(flight.request, flight.n, sampling, flight.chain)
-        self._llm.llm_engine.add_request(str(self._n_asked), prompt, params)
+        ids = flight.prompt["prompt_token_ids"] + (flight.chain.ids if flight.chain else [])
+        params = self._params(flight.request, flight.n, sampling, flight.chain)
+        self._llm.llm_engine.add_request(str(self._n_asked), flight.prompt | {"prompt_token_ids": ids}, params)
         flying[str(self._n_asked)] = flight
 
-    def _prepared(
-        self, request: Request, n: int, sampling: Sampling, chain: Chain | None = None
-    ) -> tuple[dict[str, Any], Any]:
-        """The prompt as vLLM takes it, and its sampling parameters. ValueError or OSError if the image is of no use."""
+    def _prompt(self, request: Request) -> dict[str, Any]:
+        """The prompt as vLLM takes it. ValueError or OSError if the image is of no use."""
         problem, tokens = request.problem, self.tokenizer
         text = policy_prompt(problem, self.processor, request.instruction)
         ids = tokens(text, add_special_tokens=adds_special_tokens(text, tokens))["input_ids"]
         before = prefix_text(list(request.prefix)) + request.opening
         ids += tokens(neutralise(before, tokens), add_special_tokens=False)["input_ids"] if before else []
-        if chain:
-            ids, (request, sampling) = ids + chain.ids, chain.piece()
-        prompt = {
+        return {
             "prompt_token_ids": ids,  # the image's placeholder once: vLLM expands it
             "multi_modal_data": {"image": open_image(problem)},
             "multi_modal_uuids": {"image": problem.image_sha256},
         }
+
+    def _params(self, request: Request, n: int, sampling: Sampling, chain: Chain | None = None) -> Any:
+        """vLLM's sampling parameters of a request, or of the next piece of its chain."""
+        if chain:
+            request, sampling = chain.piece()
         last = {"output_kind": self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY}
         if chain and chain.due:  # the token is not used, and the probabilities are those before any sampling
             choices = {"logprob_token_ids": list(chain.order)}
-            return prompt, self._vllm.SamplingParams(max_tokens=1, temperature=0.0, **choices, **last)
-        params = self._vllm.SamplingParams(
+            return self._vllm.SamplingParams(max_tokens=1, temperature=0.0, **choices, **last)
+        return self._vllm.SamplingParams(
             n=n, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
             max_tokens=sampling.max_new_tokens, stop=list(sampling.stop) or None,
             seed=seed_of(sampling.seed, request.seed_key), skip_special_tokens=True,
             spaces_between_special_tokens=False, **last,
         )  # fmt: skip
-        return prompt, params
 
     def _landed(self, flying: dict[str, _Flight], output: Any, sampling: Sampling) -> Finished | None:
         """The request with its completions, if that was the last of them; a chain that goes on is in flight again."""
         flight = flying.pop(output.request_id)
         request, chain, copies = flight.request, flight.chain, flight.n_wanted // flight.n_distinct
+        broken = any(how_it_ended(o.finish_reason) == "error" for o in output.outputs)
+        if broken and not flight.again:  # such as an image that is no longer in the engine's cache: now it is sent
+            flight.again = True
+            self._fly(flying, flight, sampling)
+            return None
         if not chain:
             found = [self._completion(o, sampling) for o in sorted(output.outputs, key=lambda o: o.index)]
             return request, found * copies
+        flight.again = False
         if (completion := self._piece(chain, output.outputs[0])) is None:
             try:
                 self._fly(flying, flight, sampling)
@@ -232,16 +246,19 @@ class VllmGenerator:
         return (request, [flight.found[i] for i in range(flight.n_distinct)] * copies) if whole else None
 
     def _completion(self, output: Any, sampling: Sampling) -> Completion:
-        self.n_generated_tokens += len(output.token_ids)
-        reason = "stop" if output.finish_reason == "stop" else "length"
-        return Completion(cut_at(output.text, sampling.stop), len(output.token_ids), reason)
+        n_tokens, reason = len(output.token_ids), how_it_ended(output.finish_reason)
+        self.n_generated_tokens += n_tokens
+        if reason == "error":
+            return Completion("", n_tokens, reason, f"vLLM broke it off (finish_reason {output.finish_reason})")
+        return Completion(cut_at(output.text, sampling.stop), n_tokens, reason)
 
     def _piece(self, chain: Chain, output: Any) -> Completion | None:
         """The completion of a chain, if it ends with this piece."""
+        if (ended := how_it_ended(output.finish_reason)) == "error":
+            return self._completion(output, chain.sampling)
         if chain.due:
             tokens, reason = [chain.order[chain.choose([output.logprobs[0][i].logprob for i in chain.order])]], ""
         else:
-            ended = "stop" if output.finish_reason == "stop" else "length"
             tokens, reason = list(output.token_ids), "" if isinstance(output.stop_reason, str) else ended
         chain.ids += tokens
         self.n_generated_tokens += len(tokens)

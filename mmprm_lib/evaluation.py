@@ -91,7 +91,8 @@ def load_scorer(
     A folder without prm.json holds a PRM that others trained, if there are `choices` (see `released`), else a plain
     model: it is read in the format that the name says (marker, marker_hard, chat, chat_advantage, orm, judge),
     untrained. The run records the file that holds a system message. ValueError if the name says none, or if a PRM that
-    knows its format is given choices. With `n_workers`, one in each of so many workers of a Ray cluster.
+    knows its format is given choices. With `n_workers`, one in each of so many workers of a Ray cluster, whose places
+    no other fleet gets before it is closed (`with`).
     """
     check_choices({name: choices} if choices else {})
     if text := system_file(choices or {}):

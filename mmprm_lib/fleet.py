@@ -19,6 +19,7 @@ from .schema import Problem, Scores
 IN_FLIGHT = 2  # tasks of a worker: one that it works on, and the next
 RETRIES = 3  # of a task whose worker died: a request that kills whoever takes it must not do so for ever
 AWAY = 1000  # the load of a worker that died, until it is back
+CLOSE_S = 30  # for what a worker is at, and for its engine to end
 SEQUENCES = 1024  # of a task: two of an engine's batches, so that its end, where the batch runs empty, costs little
 
 
@@ -44,6 +45,10 @@ class _Worker:
     def score(self, problems: list[Problem], solutions: list[Any]) -> list[Scores]:
         return list(self.engine.score_records(problems, solutions))
 
+    def close(self) -> None:
+        if "engine" in self.__dict__:  # vLLM's is a process of its own, which would outlive this one
+            self.engine.close()
+
 
 class Fleet:
     """`n_workers` processes of a Ray cluster that each hold what `make` makes; a context manager, or call `close`.
@@ -51,7 +56,8 @@ class Fleet:
     `make` takes no arguments and can be sent to another machine (a `functools.partial` of a library function). Every
     worker has a GPU of its own where the cluster has any, and an even share of a machine's cores. A worker that dies,
     as when its machine is lost, is started again where a place is free, and the others are asked meanwhile what it had
-    been asked. ValueError if the cluster cannot hold so many; TimeoutError if others hold its places for too long.
+    been asked. ValueError if the cluster cannot hold so many, or their engines differ; TimeoutError if others hold one
+    of its places for too long, or none of the workers comes back.
     """
 
     def __init__(self, make: Callable[[], Any], n_workers: int) -> None:
@@ -64,11 +70,15 @@ class Fleet:
         worker = ray.remote(**options, runtime_env=environment)(_Worker)
         self.workers = [worker.remote(make) for _ in range(n_workers)]
         try:
-            self.name, self.fingerprint = ray.get(self._ready(0), timeout=START_S)
+            names = ray.get([self._ready(place, RETRIES) for place in range(n_workers)], timeout=START_S)
+            if len(set(names)) > 1:
+                raise ValueError(f"the machines hold different models: {names}")
+            self.name, self.fingerprint = names[0]
         except Exception as error:  # whatever it is, no worker is left behind
             self.close()
             if isinstance(error, ray.exceptions.GetTimeoutError):
-                raise TimeoutError(f"no worker after {START_S} s: `ray status` shows who holds the places") from None
+                why = f"not all of {n_workers} workers are there after {START_S} s"
+                raise TimeoutError(f"{why}: `ray status` shows who holds the places") from None
             raise
 
     def __enter__(self) -> Fleet:
@@ -79,13 +89,19 @@ class Fleet:
 
     def close(self) -> None:
         """Nothing; ends the workers, which frees their memory. A second call changes nothing."""
+        closing = [worker.close.remote() for worker in self.workers]
+        if closing:  # one that has no place, or is lost, is not waited for longer
+            self._ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
         for worker in self.workers:
             self._ray.kill(worker)
         self.workers = []
 
-    def _ready(self, place: int) -> Any:
-        """What Ray gives the worker's names for, as soon as it is there and has loaded its model, again or at first."""
-        return self.workers[place].names.options(max_task_retries=RETRIES).remote()
+    def _ready(self, place: int, retries: int) -> Any:
+        """What Ray gives the worker's names for, as soon as it is there and has loaded its model, again or at first.
+
+        Ray takes it for a retry, too, when it has looked for a while for a worker that is away: -1 is without an end.
+        """
+        return self.workers[place].names.options(max_task_retries=retries).remote()
 
     def spread(self, method: str, next_job: Callable[[], tuple | None]) -> Iterator[tuple[int, Any]]:
         """(number of the job, what the workers' method made of it), as they finish; a job is a tuple of arguments.
@@ -107,7 +123,11 @@ class Fleet:
                 load[place] += 1
             if not due and not any(task for _, _, task in flying.values()):
                 return
-            [done], _ = self._ray.wait(list(flying), num_returns=1)
+            all_away = min(load) >= AWAY
+            landed, _ = self._ray.wait(list(flying), num_returns=1, timeout=START_S if all_away else None)
+            if not landed:
+                raise TimeoutError(f"no worker of {self.n_workers} came back within {START_S} s: run this again")
+            [done] = landed
             place, weight, task = flying.pop(done)
             load[place] -= weight
             try:
@@ -117,7 +137,7 @@ class Fleet:
                     raise
                 due.append((*task[:2], task[2] - 1))
                 if load[place] < AWAY:
-                    flying[self._ready(place)] = place, AWAY, None
+                    flying[self._ready(place, -1)] = place, AWAY, None
                     load[place] += AWAY
                 continue
             if task:
@@ -140,8 +160,10 @@ def share_of(nodes: Sequence[dict[str, float]], n_workers: int) -> tuple[int, in
 
 
 class FleetGenerator(Fleet):
-    """Samples with the generators of a fleet. What is drawn hangs on seed and key alone, never on the worker: the
-    records are those of one process, and their files go on in either.
+    """Samples with the generators of a fleet. What is drawn hangs on seed and key, never on the worker.
+
+    With transformers the records are those of one process. With vLLM they are so up to what other requests of a batch
+    change in a logit's last digits, as in one process, too. Files go on in either.
     """
 
     n_generated_tokens = 0

@@ -47,7 +47,8 @@ class Guarded:
     Where an exception ends its stream, the requests in flight are asked again by halves, until it is laid to those that
     raise. What is no completion (another number than asked for, a text that is not Unicode, a negative count) and what
     never comes back is an error, too; what nobody asked for is dropped. RuntimeError after IN_A_ROW requests in a row
-    have raised: then the generator is broken, and they are not told as failed, so that another run asks for them.
+    have raised: then the generator is broken, and they are not told as failed, so that another run asks for them. So it
+    is at once with a ConnectionError, which is raised as it is: a generator raises it once its server is gone for good.
     """
 
     def __init__(self, generator: Generator) -> None:
@@ -111,7 +112,7 @@ class Guarded:
                     yield from self._released()
                     yield request, _checked(completions, n)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is laid to the requests that cause it
-            if source.error is not None:
+            if source.error is not None or isinstance(error, ConnectionError):
                 raise
             return list(flying.values()), error
         return list(flying.values()), None

@@ -11,9 +11,11 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 START_S = 1800  # until places that others hold must be free
+TAKEN = "EADDRINUSE"  # in what torchrun says where the port at which its processes meet is not free any more
 
 
 def join() -> Any:
@@ -66,8 +68,20 @@ def torchrun_on(n_machines: int, n_processes: int, *arguments: str) -> None:
     ray = join()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     kind = "GPU" if any(node.get("GPU") for node in nodes) else "CPU"
-    if (there := sum(node.get(kind, 0) >= n_processes for node in nodes)) < n_machines:
-        raise ValueError(f"n_machines is {n_machines}: {there} in the Ray cluster have {n_processes} {kind}s or more")
+    takes = {"CPU", kind}  # a process on a GPU has a core, too
+    if (there := sum(all(node.get(k, 0) >= n_processes for k in takes) for node in nodes)) < n_machines:
+        what = " and ".join(f"{n_processes} {k}s" for k in sorted(takes))
+        raise ValueError(f"n_machines is {n_machines}: {there} in the Ray cluster have {what} or more")
+    for left in (2, 1, 0):
+        try:
+            return _together(ray, n_machines, n_processes, kind, arguments)
+        except RuntimeError as error:
+            if not left or TAKEN not in str(error):
+                raise
+
+
+def _together(ray: Any, n_machines: int, n_processes: int, kind: str, arguments: Sequence[str]) -> None:
+    """Nothing; what `torchrun_on` does, once. RuntimeError with TAKEN if another process took the port meanwhile."""
     places = ray.util.placement_group([{"CPU": n_processes, kind: n_processes}] * n_machines, "STRICT_SPREAD")
     try:
         if not places.wait(START_S):

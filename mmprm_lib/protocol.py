@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -12,6 +12,19 @@ from .asking import Completion
 from .schema import Count
 
 NUMBERED = "token_id:"  # how vLLM spells a token by its number, where it is asked to
+# how servers say that the model ended its turn or met a stop string: OpenAI's own words, then Together, TGI, Anthropic;
+# and that the text was cut: OpenAI, Anthropic, Mistral, vLLM (where a text only repeats itself)
+STOPPED = {"stop", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence", "end_turn"}
+CUT = {"length", "max_tokens", "model_length", "repetition"}
+
+
+def how_it_ended(finish_reason: str | None) -> Literal["stop", "length", "error"]:
+    """"stop", "length", or "error" for a text that was broken off ("abort", as a server sends that is shut down).
+
+    A server that says nothing is taken to have stopped.
+    """
+    reason = (finish_reason or "stop").lower()
+    return "stop" if reason in STOPPED else "length" if reason in CUT else "error"
 
 
 def seed_of(seed: int, key: str) -> int:
@@ -79,7 +92,19 @@ def _withheld(choice: _Choice) -> str:
     """Why a choice holds no answer; "" if it does."""
     if choice.message.refusal:
         return f"refused: {choice.message.refusal[:300]}"
-    return "cut by the server's content filter" if choice.finish_reason == "content_filter" else ""
+    if choice.finish_reason == "content_filter":
+        return "cut by the server's content filter"
+    broken = how_it_ended(choice.finish_reason) == "error"
+    return f"broken off by the server (finish_reason {choice.finish_reason[:80]})" if broken else ""
+
+
+def broken_off(raw: bytes) -> bool:
+    """Whether the server ended a text of the answer before its end, so that asking again may give all of it."""
+    try:
+        choices = _checked(raw).choices
+    except ValueError:
+        return False
+    return any(how_it_ended(c.finish_reason) == "error" and c.finish_reason != "content_filter" for c in choices)
 
 
 def reply_fields(raw: bytes) -> dict[str, Any]:
@@ -112,8 +137,7 @@ def completions(raw: bytes, n: int) -> list[Completion]:
         if error := _withheld(choice):
             found.append(Completion("", n_tokens, "error", error))
         else:
-            reason = "length" if choice.finish_reason == "length" else "stop"
-            found.append(Completion(choice.message.content or "", n_tokens, reason))
+            found.append(Completion(choice.message.content or "", n_tokens, how_it_ended(choice.finish_reason)))
     return found
 
 

@@ -136,7 +136,8 @@ class Scorer:
 
     `batch_size` is the most solutions, `batch_tokens` the most tokens (padding included) of one forward pass. `history`
     serves the chat PRMs: "plus" shows "+" after every step (VisualPRM, one pass); "predicted" shows the PRM's own
-    earlier verdicts, right from `threshold` on as everywhere, at the price of one pass per step.
+    earlier verdicts, right from `threshold` on as everywhere, at the price of one pass per step. A context manager, or
+    call `close`.
     """
 
     def __init__(
@@ -164,6 +165,16 @@ class Scorer:
         self.name = name or self.form.kind
         self.share_prompts = shares_prompts(model)
 
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing; forgets the model, so that its memory is free where nobody else holds it."""
+        self.head = None
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits over weights, format, tokenizer, image processing and history: what a score depends on.
@@ -187,6 +198,8 @@ class Scorer:
         An ORM gives one score per solution. A solution without steps gets an empty array. ValueError naming the record
         if it is longer than the model's context, or its problem is not among `problems`.
         """
+        if self.head is None:
+            raise ValueError(f"scorer {self.name!r} is closed: make a new one")
         problems = {p.problem_id: p for p in ([problems] if isinstance(problems, Problem) else problems)}
         for solution in solutions:
             if solution.problem_id not in problems:

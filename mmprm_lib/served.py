@@ -7,6 +7,7 @@ The text of a prefix is continued inside the assistant turn, which takes a serve
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,18 +18,20 @@ from . import protocol
 from .asking import Completion, Finished, More, Request, check_number, failed, follows, nothing_more
 from .choices import ChoiceRule
 from .decoding import ChoiceSampling, Sampling
-from .endpoint import Endpoint, Reply, at_once, image_url
+from .endpoint import Endpoint, Reply, image_url
 from .fingerprints import fingerprint
 from .pieces import Chain
 from .prompts import cut_at, text_of
 from .protocol import seed_of
 from .steps import STEP_SEPARATOR, neutralise, prefix_text, question_text
+from .threads import at_once
 
 # How vLLM and SGLang are told to go on with the last message, and vLLM to say which tokens belong to which choice.
 CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
 COUNTED = {"return_token_ids": True}
 TOLD = {"logprobs": True, "top_logprobs": 20}  # of the token after a cue; more than 20 no server tells
-
+PATIENCE_S = 600.0  # for a server that is started again: vLLM takes minutes to load a model
+PAUSE_S = 8.0  # as long as the longest back-off of the `openai` package
 
 T = TypeVar("T")
 
@@ -40,7 +43,9 @@ class ServedGenerator:
     common models are. `continuing` and `counting`: fields that tell the server to go on with the last message, and to
     say which tokens belong to which choice ({} if it cannot; then a prefix or opening is an error of its request).
     The seed sent depends on the sampling's seed and the request's key. A request that fails comes back with its error
-    and costs itself alone. The weights behind a name are the server's affair: the fingerprint covers the name alone.
+    and costs itself alone. A server that has answered and goes away is waited for, `patience_s` in all; if none is
+    there by then, or none ever was, ConnectionError: a later run asks for what was not answered. The weights behind a
+    name are the server's affair: the fingerprint covers the name alone.
 
     With ChoiceSampling a text is asked for in pieces (see `pieces`), and the server must say which stop string it met
     (vLLM: `stop_reason`, SGLang: `matched_stop`). With a `processor` the choices are asked for by their tokens (vLLM:
@@ -52,11 +57,12 @@ class ServedGenerator:
 
     def __init__(
         self, endpoint: Endpoint, processor: Any = None, *, name: str = "",
-        continuing: Mapping[str, Any] = CONTINUE, counting: Mapping[str, Any] = COUNTED,
+        continuing: Mapping[str, Any] = CONTINUE, counting: Mapping[str, Any] = COUNTED, patience_s: float = PATIENCE_S,
     ) -> None:  # fmt: skip
         self.endpoint, self.name = endpoint, name or endpoint.model
         self.continuing, self.counting, self.n_generated_tokens = dict(continuing), dict(counting), 0
-        self.processor = processor
+        self.processor, self.patience_s = processor, patience_s
+        self._heard, self._away_since = False, float("inf")  # whether the server ever answered; inf: it is there
 
     @property
     def fingerprint(self) -> str:
@@ -142,7 +148,7 @@ class ServedGenerator:
 
     def _sent(self, key: str, body: Callable[[], dict[str, Any]], read: Callable[[bytes], T]) -> T:
         """What `read` makes of the answer to the fields of `body`, both counted. RuntimeError saying what failed."""
-        raw, n_retries, error = self.endpoint.post(body)
+        raw, n_retries, error = self._posted(body)
         try:
             found = None if error else read(raw)
         except ValueError as malformed:
@@ -153,6 +159,28 @@ class ServedGenerator:
         if error:
             raise RuntimeError(error)
         return found
+
+    def _posted(self, body: Callable[[], dict[str, Any]]) -> tuple[bytes, int, str]:
+        """As `Endpoint.post`, once the server is there. ConnectionError if it stays away.
+
+        A request that is lost while others are answered fails alone: the server is there, and does not bear it.
+        """
+        began, n_before = float("inf"), 0
+        while True:
+            try:
+                raw, n_retries, error = self.endpoint.post(body)
+                self._heard, self._away_since = True, float("inf")
+                return raw, n_before + n_retries, error
+            except ConnectionError as error:
+                now = time.monotonic()
+                began, self._away_since = min(began, now), min(self._away_since, now)
+                if self._heard and now - min(began, self._away_since) < self.patience_s:
+                    time.sleep(PAUSE_S)
+                elif self.endpoint.answers():
+                    return b"", 0, str(error)
+                else:
+                    raise
+            n_before += 1 + self.endpoint.max_retries
 
     def _before(self, request: Request) -> str:
         """The text that the assistant turn begins with."""

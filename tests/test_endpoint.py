@@ -230,6 +230,13 @@ def test_an_answer_cut_at_its_limit_is_kept_and_says_so():
     assert (reply.text, reply.finish_reason, reply.error) == ("12 an", "length", "")
 
 
+def test_an_answer_that_the_server_broke_off_is_asked_for_again_and_is_an_error_at_last():
+    reply, server, endpoint = asked([ok("12 an", finish="abort"), ok("12 and")])
+    assert (reply.text, reply.error) == ("12 and", "") and len(server.requests) == 2 and endpoint.usage.n_retries == 1
+    reply, server, _ = asked([ok("12 an", finish="abort")])
+    assert reply.error == "broken off by the server (finish_reason abort)" and len(server.requests) == 3
+
+
 def test_the_text_is_data():
     text = "__import__('os').abort() {0} %s \\frac <image> \x07"
     assert asked([ok(text)])[0].text == text

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_log_probabilities_of_given_tokens_are_those_of_transformers(engine, ref
         with torch.inference_mode():
             logits = reference.model(**tensors, pixel_values=pixels["pixel_values"]).logits[0]
         theirs = torch.log_softmax(logits.double(), -1)
-        given, _ = engine._prepared(request, 1, GREEDY)
+        given = engine._prompt(request)
         params = engine._vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
         [out] = engine._llm.generate([given], params, use_tqdm=False)
         assert list(out.prompt_token_ids) == ids, "the two see different prompts"
@@ -200,13 +201,57 @@ def test_a_request_passes_its_image_once_however_many_samples_are_drawn(engine, 
     monkeypatch.setattr("mmprm_lib.engine.open_image", lambda p: opened.append(p.problem_id) or data.open_image(p))
     assert sum(len(done) for _, done in engine.sample(keyed(problems[:3]), 4, FREE)) == 12
     assert opened == [p.problem_id for p in problems[:3]]
+    requests = [Request(p, (), f"c{i}", opening="Bar A is") for i, p in enumerate(problems[3:6])]
+    found = chosen(engine, requests, 2, temperature=1.0)
+    assert max(len(c.choice_probs) for done in found.values() for c in done) > 1, "no text has several pieces"
+    assert opened[3:] == [p.problem_id for p in problems[3:6]]
+
+
+@pytest.fixture
+def asked(engine, monkeypatch):
+    """What vLLM was asked for, as it is asked."""
+    numbers, add = [], engine._llm.llm_engine.add_request
+    monkeypatch.setattr(engine._llm.llm_engine, "add_request", lambda name, *a: numbers.append(name) or add(name, *a))
+    return numbers
+
+
+def test_an_image_that_the_engine_no_longer_holds_is_sent_again(engine, problems, asked):
+    """vLLM leaves out an image that it takes to be there, and answers without a token where it is not."""
+    requests = [Request(p, (), f"c{i}", opening="Bar A is") for i, p in enumerate(problems[:2])]
+    expected = texts(engine, keyed(problems[:2]), 2), chosen(engine, requests)
+    for draw, its in ((lambda: texts(engine, keyed(problems[:2]), 2), 0), (lambda: chosen(engine, requests), 1)):
+        asked.clear()
+        assert draw() == expected[its]
+        n_undisturbed = len(asked)
+        engine._llm.llm_engine.engine_core.reset_mm_cache()  # the engine's alone: what asks it does not know
+        asked.clear()
+        assert draw() == expected[its] and len(asked) > n_undisturbed
+
+
+def test_what_the_engine_fails_at_twice_is_an_error(engine, problems, asked, monkeypatch):
+    step = engine._llm.llm_engine.step
+
+    def broken():
+        outputs = step()
+        for one in (one for output in outputs if output.finished for one in output.outputs):
+            one.finish_reason, one.text, one.token_ids = "abort", "Half", one.token_ids[:1]
+        return outputs
+
+    monkeypatch.setattr(engine._llm.llm_engine, "step", broken)
+    requests = [Request(p, (), f"c{i}", opening="Bar A is") for i, p in enumerate(problems[:2])]
+    for found in ({r.key: done for r, done in engine.sample(keyed(problems[:2]), 2, FREE)}, chosen(engine, requests)):
+        for completion in (c for done in found.values() for c in done):
+            assert (completion.text, completion.finish_reason) == ("", "error")
+            assert "finish_reason abort" in completion.error
+    assert len(asked) == 2 * 2 + 2 * 2
 
 
 def test_prompts_that_begin_alike_share_their_cache(engine, problems):
     long = ("Bar A is 3.",) * 90  # a block of the cache has 128 tokens on a CPU
     cached = []
     for last in ("So 4.", "So 5."):
-        prompt, params = engine._prepared(Request(problems[0], (*long, last), "k"), 1, GREEDY)
+        request = Request(problems[0], (*long, last), "k")
+        prompt, params = engine._prompt(request), engine._params(request, 1, GREEDY)
         [out] = engine._llm.generate([prompt], params, use_tqdm=False)
         cached.append(out.num_cached_tokens)
     assert cached[0] == 0 and cached[1] >= 128
@@ -317,15 +362,28 @@ def test_a_critic_writes_what_it_writes_on_transformers(generator, reference, pr
 
 
 def test_a_server_that_dies_and_comes_back_loses_nothing(served, problems):
-    endpoint = Endpoint(served.endpoint.base_url, "tiny", max_concurrency=2, max_retries=60)
-    patient = ServedGenerator(endpoint, models.new_processor())
+    endpoint = Endpoint(served.endpoint.base_url, "tiny", max_concurrency=2, max_retries=0)
+    patient, post, n_posts = ServedGenerator(endpoint, models.new_processor()), endpoint.post, []
     undisturbed = texts(served, keyed(problems[:8]), sampling=GREEDY)
-    stream = patient.sample(keyed(problems[:8]), 1, GREEDY)
-    found = [next(stream)]
-    served.server.stop()
-    served.server.start()
-    found += list(stream)
-    assert {r.key: [c.text for c in done] for r, done in found} == undisturbed
+
+    def restart():
+        time.sleep(1)  # by then what is asked is on its way to a server that does nothing any more
+        served.server.stop()
+        served.server.start()
+
+    restarting = threading.Thread(target=restart)
+
+    def posted(body):
+        n_posts.append(1)
+        if len(n_posts) == 4:
+            os.killpg(served.server.process.pid, signal.SIGSTOP)
+            restarting.start()
+        return post(body)
+
+    endpoint.post = posted
+    assert texts(patient, keyed(problems[:8]), sampling=GREEDY) == undisturbed
+    restarting.join()
+    assert endpoint.usage.n_retries >= 1 and len(n_posts) > 8
 
 
 KEY = "sk-to-be-written-nowhere"

@@ -12,6 +12,7 @@ from mmprm_lib.decoding import Sampling
 from mmprm_lib.engines import load_generator
 from mmprm_lib.generation import TransformersGenerator
 from mmprm_lib.served import ServedGenerator
+from tests.doubles import solution
 from tests.servers import ChatServer, ok
 from tests.test_evaluation import ToyRun
 
@@ -67,6 +68,17 @@ def test_a_closed_generator_holds_no_model_and_says_so():
     assert generator.model is None and generator.name == "mine"
     with pytest.raises(ValueError, match="'mine' is closed"):
         list(generator.sample([], 1, Sampling()))
+
+
+def test_a_closed_scorer_holds_no_model_and_says_so(tmp_path):
+    problems = data.from_world({"test": 1}, 0, tmp_path)
+    with evaluation.load_scorer(ToyRun(tmp_path), "judge", "embedded") as scorer:
+        written = solution(f"{problems[0].problem_id}/s0", problem_id=problems[0].problem_id)
+        assert len(next(scorer.score_records(problems, [written])).step_scores) == 3
+    scorer.close()
+    assert scorer.head is None and scorer.name == "judge"
+    with pytest.raises(ValueError, match="'judge' is closed"):
+        list(scorer.score_records(problems, [written]))
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is here")

@@ -451,6 +451,21 @@ def test_a_broken_generator_is_told_from_broken_requests(tmp_path):
     assert "TimeoutError" not in str(unknown_reasons(tmp_path / "l.jsonl"))
 
 
+def test_a_server_that_is_gone_ends_a_run_at_once_and_nothing_is_told_as_failed(tmp_path):
+    def gone(request, completions):
+        raise ConnectionError("no server")
+        yield
+
+    problems = [problem(f"p{i}") for i in range(9)]
+    dead = Faulty(gone, hits=lambda key: key == "p3", window=1)
+    with pytest.raises(ConnectionError, match="no server"):
+        solutions_to(tmp_path / "s.jsonl", problems, dead, 2)
+    assert [s.solution_id for s in read_records(tmp_path / "s.jsonl", Solution)] == [
+        f"p{i}/s{j}" for i in range(3) for j in range(2)
+    ]
+    assert dead.keys == ["p0", "p1", "p2", "p3"]
+
+
 def test_guards_let_through_what_is_no_requests_fault():
     requests = [Request(problem(), key=str(i)) for i in range(5)]
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from mmprm_lib import data, evaluation, fleet
+from mmprm_lib import benchmark, data, evaluation, fleet
 from mmprm_lib.asking import Request
 from mmprm_lib.decoding import Sampling
 from mmprm_lib.engines import load_fleet, load_generator
 from mmprm_lib.labeling import Options, labels_to, solutions_to
 from mmprm_lib.run import Run
+from tests.conftest import REPOSITORY
 from tests.servers import free_port
 
 FREE = Sampling(max_new_tokens=64, seed=3)
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else an engine takes nearly all memory of a CPU
 
 
 ray = pytest.importorskip("ray", reason="no Ray here: make test-vllm runs these tests in an environment that has it")
@@ -47,6 +53,12 @@ def workers():
 @pytest.fixture(autouse=True)
 def small_tasks(monkeypatch):
     monkeypatch.setattr(fleet, "SEQUENCES", 4)  # several tasks of these few requests
+
+
+def soon(monkeypatch, start_s):
+    """Nothing; what does not happen is waited for so many seconds, where it is half an hour."""
+    monkeypatch.setattr(fleet, "START_S", start_s)
+    monkeypatch.setattr(fleet, "CLOSE_S", 1)
 
 
 def texts(generator, requests, n=1, more=None):
@@ -153,8 +165,8 @@ def _pids(workers):
 
 
 def test_where_no_place_is_free_the_wait_has_an_end(workers, monkeypatch):
-    monkeypatch.setattr(fleet, "START_S", 3)
-    with pytest.raises(TimeoutError, match="no worker after 3 s"):
+    soon(monkeypatch, 3)
+    with pytest.raises(TimeoutError, match="not all of 1 workers are there after 3 s"):
         load_fleet(1, "embedded")
 
 
@@ -182,6 +194,90 @@ def test_scores_of_a_fleet_are_those_of_one_scorer_in_order(alone, problems, tmp
         assert our.step_scores == pytest.approx(their.step_scores, abs=1e-6)
     with pytest.raises(ValueError, match="is closed"):
         list(many.score_records(problems, solutions))
+
+
+def scoring_cells():
+    """(notebook, its code where it loads scorers in a loop), of those that score with several PRMs."""
+    for name in ("05_visualprocessbench", "06_best_of_n"):
+        cells = json.loads((REPOSITORY / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        [source] = ["".join(c["source"]) for c in cells if "in prms.items():\n" in (text := "".join(c["source"]))
+                    and "load_scorer" in text]  # fmt: skip
+        yield name, source
+
+
+@pytest.mark.parametrize(("name", "source"), list(scoring_cells()), ids=lambda value: value[:2])
+def test_a_notebooks_prms_have_all_cores_one_after_the_other(name, source, problems, alone, tmp_path, monkeypatch):
+    """On a cluster of CPUs a worker has all cores, so that one who is not ended keeps the next one waiting."""
+    monkeypatch.setenv("MMPRM_RESULTS", str(tmp_path))
+    soon(monkeypatch, 300)
+    run = Run(name, {"run_name": "x", "seed": 0})
+    candidates = solutions_to(tmp_path / "s.jsonl", problems[:2], alone, 2, FREE)
+    bench = benchmark.Benchmark(problems[:2], candidates, [[1] * len(s.steps) for s in candidates], [], [])
+    names = {"prms": {"judge": "embedded", "marker": "embedded"}, "formats": {}, "options": {"n_workers": 1}}
+    names |= {"run": run, "evaluation": evaluation, "problems": problems[:2], "candidates": candidates, "bench": bench}
+    exec(source, names)  # noqa: S102 - the notebook's own cell
+    ids = {s.solution_id for s in candidates}
+    assert {prm: set(scores) for prm, scores in names["scores"].items()} == {"judge": ids, "marker": ids}
+
+
+def test_a_fleet_begins_with_all_its_workers_or_not_at_all(monkeypatch):
+    """Else tasks would be given to one that has no place, and waited for."""
+    holder = ray.remote(num_cpus=1)(SimpleNamespace).remote()
+    ray.get(holder.__ray_ready__.remote())
+    soon(monkeypatch, 20)
+    try:
+        with pytest.raises(TimeoutError, match="not all of 2 workers are there after 20 s: `ray status`"):
+            load_fleet(2, "embedded")
+    finally:
+        ray.kill(holder)
+
+
+def test_workers_that_hold_different_models_are_refused():
+    def make():
+        return SimpleNamespace(name="m", fingerprint=f"{os.getpid()}", close=lambda: None)
+
+    with pytest.raises(ValueError, match="the machines hold different models"):
+        fleet.FleetGenerator(make, 2)
+
+
+def test_a_fleet_whose_workers_are_all_lost_ends_with_an_error(problems, tmp_path, monkeypatch):
+    def make():  # the second time it takes for ever, as where the places of the dead have gone to others
+        if (tmp_path / "begun").exists():
+            time.sleep(600)
+        (tmp_path / "begun").touch()
+        return load_generator("embedded")
+
+    with fleet.FleetGenerator(make, 1) as workers:
+        [pid] = _pids(workers)
+        soon(monkeypatch, 5)
+        stream = workers.sample(keyed(problems), 1, FREE)
+        next(stream)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(TimeoutError, match="no worker of 1 came back within 5 s"):
+            list(stream)
+
+
+def _engines(workers):
+    """The processes that the workers have started."""
+    return [p for pid in _pids(workers) for p in psutil.Process(pid).children(recursive=True)]
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here")
+def test_vllm_in_a_worker_is_replaced_with_it_and_leaves_no_process_behind(problems):
+    """What docs/cluster.md has first; an engine that is left would keep the memory of its GPU."""
+    with load_fleet(1, "embedded", "vllm", batch_size=16) as workers:
+        expected = texts(workers, keyed(problems), 2)
+        [pid], first = _pids(workers), _engines(workers)
+        assert len(expected) == 12 and any("VLLM" in " ".join(p.cmdline()) for p in first)
+        stream = workers.sample(keyed(problems), 2, FREE)
+        found = [next(stream)]
+        os.kill(pid, signal.SIGKILL)
+        found += stream
+        assert {r.key: [c.text for c in done] for r, done in found} == expected
+        assert not psutil.wait_procs(first, timeout=30)[1], "the engine of the dead worker is still there"
+        second = _engines(workers)
+        assert any("VLLM" in " ".join(p.cmdline()) for p in second)
+    assert not psutil.wait_procs(second, timeout=30)[1], "an engine is still there"
 
 
 def test_a_cluster_that_the_user_started_is_used(problems, alone, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mmprm_lib import critique, data, launch, models, world
+from mmprm_lib import critique, data, launch, machines, models, world
 from mmprm_lib.schema import StepLabels, write_records
 from tests.conftest import REPOSITORY
 
@@ -229,3 +229,50 @@ def test_no_process_is_refused_and_so_are_shards_in_one(made, tmp_path):
         launch.train("marker", records, problems, start, tmp_path, n_processes=0, **SETTINGS)
     with pytest.raises(ValueError, match="set n_processes to 2 or more"):
         launch.train("marker", records, problems, start, tmp_path, fsdp=True, **SETTINGS)
+
+
+class Cluster:
+    """Ray, as far as the check of the machines asks it; `resources` of each machine."""
+
+    def __init__(self, *resources):
+        self.resources = resources
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": each} for each in self.resources]
+
+
+@pytest.mark.parametrize(
+    ("resources", "n_machines", "words"),
+    [
+        ({"CPU": 2.0, "GPU": 4.0}, 1, "n_machines is 1: 0 in the Ray cluster have 4 CPUs and 4 GPUs or more"),
+        ({"CPU": 8.0, "GPU": 2.0}, 1, "n_machines is 1: 0 in the Ray cluster have 4 CPUs and 4 GPUs or more"),
+        ({"CPU": 8.0}, 2, "n_machines is 2: 1 in the Ray cluster have 4 CPUs or more"),
+    ],
+)
+def test_machines_that_cannot_hold_the_processes_are_refused_and_never_waited_for(
+    monkeypatch, resources, n_machines, words
+):
+    monkeypatch.setattr(machines, "join", lambda: Cluster(resources))
+    with pytest.raises(ValueError, match=words):
+        machines.torchrun_on(n_machines, 4)
+
+
+def test_another_port_is_taken_if_one_is_not_free_any_more(monkeypatch):
+    said = ["code: -98, name: EADDRINUSE, message: address already in use", ""]
+
+    def together(*asked):
+        if said and (words := said.pop(0)):
+            raise RuntimeError(f"training in 1 processes failed:\n{words}")
+
+    monkeypatch.setattr(machines, "join", lambda: Cluster({"CPU": 1.0}))
+    monkeypatch.setattr(machines, "_together", together)
+    machines.torchrun_on(1, 1)
+    assert said == []
+    said += ["EADDRINUSE"] * 9
+    with pytest.raises(RuntimeError, match="EADDRINUSE"):
+        machines.torchrun_on(1, 1)
+    assert len(said) == 6  # three tries
+    said[0] = "out of memory"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        machines.torchrun_on(1, 1)
+    assert len(said) == 5

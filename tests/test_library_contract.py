@@ -19,7 +19,7 @@ FLOORS = [
     {"data", "registry", "contamination", "fields", "images", "rows", "splits", "models", "architecture", "curriculum",
      "pretrain", "convert", "convert_tokens"},
     {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "protocol", "served", "engine", "outcomes"}
-    | {"guards", "labeling_files", "engines", "fleet", "pieces", "machines"},
+    | {"guards", "labeling_files", "engines", "fleet", "pieces", "machines", "threads"},
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
     | {"interchange", "interchange_text", "label_selection", "policy", "policy_errors", "prm", "training", "packing"}
     | {"launch", "checkpoints"}

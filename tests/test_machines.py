@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=f"two machines on one: {
 N_PROBLEMS, FREE = 8, Sampling(max_new_tokens=64, seed=3)
 TUNING = {"batch_size": 2, "learning_rate": 1e-3, "epochs": 3.0}
 RAY = str(Path(sys.executable).with_name("ray"))
-# what the first machine runs; with `lose` it waits, after the first task that the second machine's worker has done,
-# until that machine is cut off
+# what the first machine runs; with `lose` it waits, once three tasks are done, until the second machine is cut off:
+# that one has been given two tasks, and what it has made of them and not handed over is lost with it
 DRIVER = """
 import json, sys, time
 from pathlib import Path

@@ -12,11 +12,12 @@ from itertools import count, islice
 
 import pytest
 
-from mmprm_lib import data, models
+from mmprm_lib import data, models, protocol, served
 from mmprm_lib.asking import Request
 from mmprm_lib.decoding import ChoiceSampling, Sampling
 from mmprm_lib.endpoint import Endpoint
 from mmprm_lib.labeling import Options, labels_to, solutions_to
+from mmprm_lib.schema import Solution, read_records
 from mmprm_lib.served import ServedGenerator
 from tests.servers import ChatServer, body, drop, status
 
@@ -29,6 +30,7 @@ def problems(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(served, "PAUSE_S", 0.05)
 
 
 def choices(*texts, tokens=None, total=None, finish="stop", delay=0.0):
@@ -154,6 +156,110 @@ def test_a_server_that_dies_and_comes_back_loses_nothing(problems):
         threading.Thread(target=lambda: (time.sleep(0.3), server.start()), daemon=True).start()
         found = [first, *stream]
     assert len(found) == 12 and all(c.text == "a" for _, [c] in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "ended"),
+    [
+        (("stop", None, "", "tool_calls", "eos", "eos_token", "STOP", "end_turn"), "stop"),
+        (("length", "max_tokens", "model_length", "MAX_TOKENS", "repetition"), "length"),
+        (("abort", "error", "cancelled", "insufficient_system_resource", "load"), "error"),
+    ],
+)
+def test_every_word_for_an_end_is_an_end_and_any_other_is_none(words, ended):
+    assert {protocol.how_it_ended(word) for word in words} == {ended}
+
+
+def test_a_text_that_the_server_broke_off_is_asked_for_again(problems):
+    """As vLLM does that is shut down: what it wrote so far, and "abort"."""
+    with ChatServer([choices("Half a", "b", tokens=[2, 1], finish="abort"), choices("a", "b", tokens=[3, 4])]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        found = sampled(generator, [Request(problems[0], (), "k")], n=2)["k"]
+    assert [(c.text, c.n_tokens, c.finish_reason) for c in found] == [("a", 3, "stop"), ("b", 4, "stop")]
+    assert len(server.requests) == 2 and generator.endpoint.usage.n_retries == 1
+
+
+def test_a_text_that_is_broken_off_every_time_is_an_error_and_no_solution(problems, tmp_path):
+    with ChatServer([choices("Answer: 1", tokens=[2], finish="abort")]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        [found] = solutions_to(tmp_path / "s.jsonl", problems[:1], generator, 1, Sampling())
+    assert (found.finish_reason, found.steps, found.verdict) == ("error", [], "unknown")
+    assert "broken off by the server (finish_reason abort)" in found.reason and len(server.requests) == 3
+
+
+def test_a_piece_that_the_server_broke_off_is_no_text_to_go_on_from(problems):
+    script = [choices("Half", tokens=[2], finish="abort")]
+    with ChatServer(script) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        [(_, [found])] = generator.sample([Request(problems[0], (), "k")], 1, CHOICES)
+    assert found.finish_reason == "error" and "broken off by the server" in found.error and len(server.requests) == 3
+
+
+def test_a_restart_that_outlasts_the_retries_loses_nothing(problems):
+    with ChatServer([choices("a", tokens=[1])]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy", max_retries=0, max_concurrency=2), patience_s=30.0)
+        stream = generator.sample((Request(problems[i % 4], (), f"k{i}") for i in range(12)), 1, Sampling())
+        first = next(stream)
+        server.stop()
+        threading.Thread(target=lambda: (time.sleep(0.5), server.start()), daemon=True).start()
+        found = [first, *stream]
+    assert len(found) == 12 and all(c.text == "a" for _, [c] in found)
+    assert generator.endpoint.usage.n_retries > 2
+
+
+def test_what_stands_before_a_server_that_is_away_is_no_server(problems):
+    """A proxy answers 502 to 504 as long as there is none behind it."""
+    with ChatServer([choices("a", tokens=[1]), *[status(503)] * 4, choices("b", tokens=[1])]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy", max_retries=0), patience_s=30.0)
+        asked = [sampled(generator, [Request(problems[0], (), key)])[key][0].text for key in "kl"]
+    assert asked == ["a", "b"]
+
+
+def test_a_server_that_is_gone_ends_the_run_and_another_run_goes_on(problems, tmp_path):
+    """No request that was not answered is stored as failed; what was answered is kept, and never asked for again."""
+    answer = choices("Bar A is 1.\n\nAnswer: 1", tokens=[3])
+    with ChatServer([answer]) as whole:
+        generator = ServedGenerator(Endpoint(whole.url, "toy"))
+        expected = solutions_to(tmp_path / "whole.jsonl", problems, generator, 1, Sampling())
+    server = ChatServer([answer])
+
+    def script(sent):
+        if len(server.requests) == 3:
+            threading.Thread(target=server.stop, daemon=True).start()
+        return answer if len(server.requests) < 3 else drop()
+
+    server.script = script
+    with server:
+        generator = ServedGenerator(Endpoint(server.url, "toy", max_retries=1, max_concurrency=1), patience_s=0.3)
+        with pytest.raises(ConnectionError, match="refused"):
+            solutions_to(tmp_path / "s.jsonl", problems, generator, 1, Sampling())
+    assert [s.finish_reason for s in read_records(tmp_path / "s.jsonl", Solution)] == ["stop"] * 2
+    with ChatServer([answer]) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy"))
+        assert solutions_to(tmp_path / "s.jsonl", problems, generator, 1, Sampling()) == expected
+    assert len(server.requests) == 2
+    assert (tmp_path / "s.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_server_that_never_was_there_is_not_waited_for(problems):
+    with ChatServer([]) as server:
+        url = server.url
+    generator, began = ServedGenerator(Endpoint(url, "toy", max_retries=1)), time.monotonic()
+    with pytest.raises(ConnectionError, match=url):
+        sampled(generator, [Request(problems[0], (), "k")])
+    assert time.monotonic() - began < 10
+
+
+def test_a_request_that_its_server_does_not_bear_fails_alone(problems):
+    """Its connection breaks every time, and the server is there."""
+    good = choices("a", tokens=[1])
+    with ChatServer(lambda sent: drop() if "bad" in sent["messages"][-1]["content"] else good) as server:
+        generator = ServedGenerator(Endpoint(server.url, "toy", max_retries=0), patience_s=0.3)
+        requests = [Request(problems[0], ("bad",), "bad"), *(Request(p, (), p.problem_id) for p in problems[1:])]
+        found = sampled(generator, requests)
+    [bad] = found.pop("bad")
+    assert bad.finish_reason == "error" and "Connection" in bad.error
+    assert len(found) == 3 and all(c.text == "a" for [c] in found.values())
 
 
 def test_no_more_requests_are_open_than_allowed_and_they_are_read_as_there_is_room(problems):
