@@ -1,9 +1,7 @@
 """Vision-language models: loading any of the Auto classes, and the architecture of the embedded base."""
 
 import hashlib
-import json
 import multiprocessing
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,6 +26,7 @@ from transformers import (
 from transformers.models.siglip import SiglipImageProcessorPil
 from transformers.utils import logging
 
+from .untrusted import check_hub, check_index
 from .world import vocabulary
 
 EMBEDDED = Path(__file__).parent / "assets" / "base"
@@ -136,14 +135,15 @@ def load(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """(model, processor) of a checkpoint folder or hub id; "embedded" is the base that is shipped with the package.
 
-    Only safetensors are read; code of the checkpoint runs only if `trust_remote_code` is set. ValueError for a folder
-    whose index names anything else, or a file outside of it, and for a file that is no safetensors. `device`: a GPU if
-    there is one.
+    Only safetensors are read; code of the checkpoint runs only if `trust_remote_code` is set. ValueError for what
+    `check_index` and `check_hub` refuse, and for a file that is no safetensors. Of a hub id the commit is loaded that
+    was checked. `device`: a GPU if there is one.
     """
     source = EMBEDDED if str(path) == "embedded" else path
     if str(path) == "embedded" and not (EMBEDDED / "config.json").exists():
         raise FileNotFoundError(f"the embedded base is missing at {EMBEDDED}: train it with `make base`")
     check_index(Path(source))
+    revision = revision if Path(source).exists() else check_hub(str(source), revision)
     logging.disable_progress_bar()  # bars on stderr would be noise in every executed notebook
     options = dict(trust_remote_code=trust_remote_code, revision=revision)
     processor = load_processor(path, **options)
@@ -196,7 +196,7 @@ def check_template(processor: ProcessorMixin, path: str | Path) -> None:
     its.close()
     n_chars = 0
     try:
-        n_chars = ours.recv() if ours.poll(60 * TEMPLATE_S) else 0
+        n_chars = ours.recv() if ours.poll(60 * TEMPLATE_S) else TEMPLATE_CHARS + 1  # silent so long: it hangs
     except EOFError:  # it was ended, by one of its limits
         n_chars = TEMPLATE_CHARS + 1
     child.kill()
@@ -223,26 +223,6 @@ def _try_template(processor: ProcessorMixin, out: Connection) -> None:
     except FAILED:  # and so it does where it is used, which tells
         n_chars = 0
     out.send(n_chars)
-
-
-def check_index(folder: Path) -> None:
-    """Nothing; ValueError if `folder` is a file, or a folder without safetensors, or with an index of other files.
-
-    transformers would follow the names of an index wherever they lead, and would unpickle what does not end in
-    .safetensors. What is no folder is left to the hub.
-    """
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file: give the folder of a checkpoint, of which the .safetensors are read")
-    for index in folder.glob("*.index.json") if folder.is_dir() else ():
-        try:
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is no index of weights: {type(error).__name__}; fetch it again") from error
-        for name in names:
-            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
-                raise ValueError(f"{index} names {str(name)[:100]!r}: only .safetensors files of its folder are read")
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} holds no .safetensors file: weights in other formats are not read, convert them")
 
 
 def has_bf16(device: torch.device) -> bool:

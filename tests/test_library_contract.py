@@ -16,7 +16,7 @@ FLOORS = [
     | {"stats", "sequential", "workload", "estimates"},
     {"world", "answers", "mathcheck", "quantities", "extraction", "wording", "grading", "steps", "answer_survey"},
     {"data", "registry", "contamination", "fields", "images", "rows", "splits", "models", "architecture", "curriculum",
-     "pretrain", "convert", "convert_tokens"},
+     "pretrain", "convert", "convert_config", "convert_tokens", "untrusted"},
     {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "protocol", "served", "engine", "outcomes"}
     | {"guards", "labeling_files", "engines", "fleet", "pieces", "machines"},
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
