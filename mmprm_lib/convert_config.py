@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from .untrusted import check_layers, read_object
+from .untrusted import check_layers, read_object, reason
 
 MAX_TILES = 1000  # of a picture; published checkpoints have 6 to 40
 # The system message of a template where config.json has none (conversation.py of OpenGVLab/InternVL).
@@ -54,7 +54,7 @@ def read_config(source: Path) -> dict[str, Any]:
     kinds = text.get("architectures")
     kind = kinds[0] if isinstance(kinds, list) and kinds else None
     if not isinstance(kind, str) or kind not in TEXT:
-        raise ValueError(f"{source}: the language model is a {str(kind)[:100]}; {' and '.join(TEXT)} can be converted")
+        raise ValueError(f"{source}: the language model is {ascii(kind)[:100]}; {' and '.join(TEXT)} can be converted")
     if text.get("rope_pos_id_version", "default") != "default":
         raise ValueError(f"{source}: rope_pos_id_version {text['rope_pos_id_version']!r} cannot be converted")
     if theirs.get("force_image_size") not in (None, vision["image_size"]):
@@ -96,8 +96,8 @@ def _told() -> Iterator[None]:
     try:
         yield
     except FAILED as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(f"config.json has a value that the class does not take ({why}): fetch it again") from error
+        said = f"config.json has a value that the class does not take ({reason(error)}): fetch it again"
+        raise ValueError(said) from error
 
 
 def _config(theirs: dict[str, Any], tied: bool) -> InternVLConfig:

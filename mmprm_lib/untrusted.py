@@ -105,3 +105,9 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no JSON object: fetch it again")
     return found
+
+
+def reason(error: Exception) -> str:
+    """What an error says of such a file: its kind and message, one printable line of some 300 characters at most."""
+    text = "".join(c for c in " ".join(str(error)[:3000].split()) if c.isprintable())
+    return f"{type(error).__name__}: {text[:300]}"

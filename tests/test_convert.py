@@ -543,7 +543,7 @@ def test_a_value_of_another_kind_is_one_error(tmp_path, text):
 
 def test_a_language_model_of_another_kind_is_refused(tmp_path):
     for text, message in (
-        ({"architectures": ["Phi3ForCausalLM"]}, "is a Phi3ForCausalLM; Qwen2ForCausalLM and InternLM2ForCausalLM can"),
+        ({"architectures": ["Phi3ForCausalLM"]}, "is .Phi3ForCausalLM.; Qwen2ForCausalLM and InternLM2ForCausalLM can"),
         ({"rope_pos_id_version": "v2pe"}, "rope_pos_id_version 'v2pe' cannot be converted"),
     ):
         write(tmp_path, text=text)

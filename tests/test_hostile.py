@@ -602,6 +602,7 @@ def test_a_chat_template_is_run_in_a_sandbox(checkpoint, template, quick):
 
 NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 ENDLESS = {
+    "folded": "{{ raise_exception('first') }}{{ 'a' * 10**10 }}",  # computed when it is compiled, whatever comes first
     "loops": NESTED, "text": "{{ 'a' * 10**10 }}", "power": "{{ 10 ** (10 ** 9) }}", "long": "{{ 'a' * 200000 }}",
     "doubled": "{% set x = namespace(t='a') %}{% for i in range(60) %}{% set x.t = x.t + x.t %}{% endfor %}{{ x.t }}",
     "macro": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
@@ -631,10 +632,13 @@ def test_a_chat_template_that_is_silent_is_refused(checkpoint, monkeypatch):
     assert time.monotonic() - start < 30
 
 
-def test_a_chat_template_that_fails_otherwise_fails_where_it_is_used(checkpoint):
-    (checkpoint / "chat_template.jinja").write_text("{{ raise_exception('no roles here') }}")
+@pytest.mark.parametrize(("text", "message"), [
+    ("{{ raise_exception('no roles here') }}", "no roles here"), ("{% break %}", "'break' outside loop"),
+])  # fmt: skip
+def test_a_chat_template_that_fails_otherwise_fails_where_it_is_used(checkpoint, text, message):
+    (checkpoint / "chat_template.jinja").write_text(text)
     _, processor = models.load(checkpoint)
-    with pytest.raises(Exception, match="no roles here"):
+    with pytest.raises(Exception, match=message):
         steps.policy_prompt(problem(), processor)
 
 
@@ -650,7 +654,9 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" fo
     ("rest: {x: 1, y: {z: 1, z: 2}}", "'z' stands there twice"), ("[" * 700 + "]" * 700, "recursion"),
     ("n: [1", "flow sequence"),
     ("n: !!python/object/apply:os.system ['touch ran']", "could not determine a constructor"),
-    ("n: " + "1" * 5000, "4300 digits"), ("mode: \x00", "special characters"), (b"mode: \xff", "utf-8"),
+    ("n: " + "1" * 5000, "4300 digits"), ("n: !!bool maybe", "not of the type that it names"),
+    ("n: !!int ''", "not of the type that it names"), ("n: !!timestamp x", "not of the type that it names"),
+    ("mode: \x00", "special characters"), (b"mode: \xff", "utf-8"),
 ])  # fmt: skip
 def test_a_hostile_parameter_file_is_an_error_that_names_it(tmp_path, text, message, quick, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -661,6 +667,10 @@ def test_a_hostile_parameter_file_is_an_error_that_names_it(tmp_path, text, mess
 
 
 def test_errors_on_parameters_are_short_and_escaped():
+    many = parameters.declared_in("x: float = 0.5  # no bounds")
+    for value in (10**400, -(10**400)):
+        with pytest.raises(ValueError, match="x is -?1000.*, more than any number that is computed with"):
+            parameters.resolve(many, {"x": value}, "here")
     for given in ({"n": "x" * 10**6}, {"mode": "\x1b[2J" * 10**5}, {"\x1b[2J" * 10**5: 1}, {"n": [1] * 10**5}):
         with pytest.raises(ValueError, match="parameters of here:\n  - ") as error:
             parameters.resolve(DECLARED, given, "here")
