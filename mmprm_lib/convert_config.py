@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+from .parameters import shown
 from .untrusted import check_layers, read_object, reason
 
 MAX_TILES = 1000  # of a picture; published checkpoints have 6 to 40
@@ -44,7 +45,8 @@ def read_config(source: Path) -> dict[str, Any]:
     for key, allowed in FIXED.items():
         if theirs.get(key) not in allowed:
             needed = " or ".join(repr(value) for value in allowed if value is not None)
-            raise ValueError(f"{source}: {key} of config.json is {theirs.get(key)!r}; only {needed} can be converted")
+            given = shown(theirs.get(key))
+            raise ValueError(f"{source}: {key} of config.json is {given}; only {needed} can be converted")
     text, vision = (theirs.get(key) for key in ("llm_config", "vision_config"))
     text, vision = (part if isinstance(part, dict) else {} for part in (text, vision))
     missing = [f"llm_config.{key}" for key in TEXT_KEYS if key not in text]
@@ -56,9 +58,9 @@ def read_config(source: Path) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in TEXT:
         raise ValueError(f"{source}: the language model is {ascii(kind)[:100]}; {' and '.join(TEXT)} can be converted")
     if text.get("rope_pos_id_version", "default") != "default":
-        raise ValueError(f"{source}: rope_pos_id_version {text['rope_pos_id_version']!r} cannot be converted")
+        raise ValueError(f"{source}: rope_pos_id_version {shown(text['rope_pos_id_version'])} cannot be converted")
     if theirs.get("force_image_size") not in (None, vision["image_size"]):
-        raise ValueError(f"{source}: force_image_size is not the {vision['image_size']} pixels of vision_config")
+        raise ValueError(f"{source}: force_image_size is not the {shown(vision['image_size'])} pixels of vision_config")
     _check_pictures(source, theirs, vision["image_size"], vision["patch_size"])
     return theirs
 
@@ -71,13 +73,15 @@ def _check_pictures(source: Path, theirs: dict[str, Any], size: Any, patch: Any)
     """
     ratio, dynamic, least, most = (theirs[key] for key in PICTURE_KEYS)
     if not all(type(pixels) is int and pixels > 0 for pixels in (size, patch)) or size % patch:
-        raise ValueError(f"{source}: config.json has tiles of {size!r} pixels and patches of {patch!r}, which must fit")
+        said = f"config.json has tiles of {shown(size)} pixels and patches of {shown(patch)}"
+        raise ValueError(f"{source}: {said}, which must fit")
     if type(ratio) not in (int, float) or not 0 < ratio <= 1 or (size // patch * ratio) % 1 or (1 / ratio) % 1:
-        raise ValueError(f"{source}: downsample_ratio of config.json is {ratio!r}; 1 / n of {size // patch} is needed")
+        said = f"downsample_ratio of config.json is {shown(ratio)}"
+        raise ValueError(f"{source}: {said}; 1 / n of {size // patch} is needed")
     if not isinstance(dynamic, bool):
-        raise ValueError(f"{source}: dynamic_image_size of config.json is {dynamic!r}; only True or False can be")
+        raise ValueError(f"{source}: dynamic_image_size of config.json is {shown(dynamic)}; only True or False can be")
     if not all(type(n) is int for n in (least, most)) or not 1 <= least <= most <= MAX_TILES:
-        said = f"min_dynamic_patch and max_dynamic_patch of config.json are {least!r} and {most!r}"
+        said = f"min_dynamic_patch and max_dynamic_patch of config.json are {shown(least)} and {shown(most)}"
         raise ValueError(f"{source}: {said}; they must be whole, from 1 to {MAX_TILES}, the least first")
 
 
