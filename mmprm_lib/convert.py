@@ -20,19 +20,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import GenerationConfig, InternVLConfig, InternVLForConditionalGeneration, ProcessorMixin
+from transformers import GenerationConfig, InternVLConfig, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
+from .convert_config import new_config, read_config, shapes
 from .convert_tokens import CONTEXT, END_OF_TURN, read_tokenizer
-from .models import check_index
+from .untrusted import check_index, read_object
 
+MARK = ".mmprm-convert"  # in a folder that is being made: what an attempt left behind may go
 SHARD_BYTES = 2 * 10**9  # of a file that is written, and of the tensors that are held at a time
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # of InternVL's load_image
-# The system message of a template where config.json has none (conversation.py of OpenGVLab/InternVL).
-SYSTEM = {
-    "internvl2_5": "你是书生·万象，英文名是InternVL，"
-    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
-}
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n{{ SYSTEM }}<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -40,18 +37,6 @@ CHAT_TEMPLATE = (
     "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# What must stand in config.json, because transformers' class computes nothing else; None: or nothing.
-FIXED = {
-    "model_type": ("internvl_chat",), "template": tuple(SYSTEM), "ps_version": ("v2",), "select_layer": (-1, None),
-    "pad2square": (False, None), "use_thumbnail": (True,), "use_backbone_lora": (0, None), "use_llm_lora": (0, None),
-}  # fmt: skip
-TEXT = {"Qwen2ForCausalLM": "qwen2", "InternLM2ForCausalLM": "llama"}  # InternLM2 computes what Llama computes
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
-TEXT_KEYS = (*SIZES, "num_key_value_heads", "vocab_size", "max_position_embeddings", "rms_norm_eps")
-MORE_TEXT_KEYS = ("attention_dropout", "use_sliding_window", "sliding_window", "max_window_layers")
-VISION_KEYS = {key: key for key in (*SIZES, "image_size", "patch_size", "layer_norm_eps", "norm_type")} | {
-    "qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm",
-}  # fmt: skip
 # Names of the weights: (theirs, transformers'). A fused projection has {} where q, k and v stand.
 VISION = [
     (r"embeddings\.class_embedding", "embeddings.cls_token"),
@@ -86,7 +71,7 @@ def convert(source: str | Path, target: str | Path, shard_bytes: int = SHARD_BYT
 
     Some `shard_bytes` are held at a time, twice while they are written; `target` is there only when it is complete.
     ValueError or FileNotFoundError naming what is missing, unknown, of another shape, or cannot be expressed;
-    FileExistsError where `target` is there already.
+    FileExistsError where `target` is there already, or `target`.part, unless an attempt of this function left it.
     """
     source, target = Path(source), Path(target)
     if target.exists():
@@ -98,72 +83,29 @@ def convert(source: str | Path, target: str | Path, shard_bytes: int = SHARD_BYT
     config = new_config(theirs, tied=not {"language_model.lm_head.weight", "language_model.output.weight"} & {
         name for file in files for name in _names(file)})  # fmt: skip
     processor = new_processor(source, theirs, config)
-    part = target.with_name(f"{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part = _new_part(target, source)
     n, size = write_weights(files, config, part, shard_bytes)
     config.save_pretrained(part)
     processor.save_pretrained(part)
     ends = [processor.tokenizer.convert_tokens_to_ids(END_OF_TURN), processor.tokenizer.eos_token_id]
     options = {"eos_token_id": list(dict.fromkeys(ends)), "pad_token_id": processor.tokenizer.pad_token_id}
     GenerationConfig(bos_token_id=processor.tokenizer.bos_token_id, **options).save_pretrained(part)
+    (part / MARK).unlink()
     part.rename(target)
     return {"tensors": n, "bytes": size, "system_message": config.system_message}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {type(error).__name__}; fetch it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is no JSON object: fetch it again")
-    return found
-
-
-def read_config(source: Path) -> dict[str, Any]:
-    """config.json of an InternVL checkpoint; ValueError for what transformers' class cannot compute."""
-    if not (source / "config.json").is_file():
-        raise FileNotFoundError(f"{source} holds no config.json: it must be the folder of an InternVL checkpoint")
-    theirs = _json(source / "config.json")
-    for key, allowed in FIXED.items():
-        if theirs.get(key) not in allowed:
-            needed = " or ".join(repr(value) for value in allowed if value is not None)
-            raise ValueError(f"{source}: {key} of config.json is {theirs.get(key)!r}; only {needed} can be converted")
-    text, vision = (theirs.get(key) or {} for key in ("llm_config", "vision_config"))
-    missing = [f"llm_config.{key}" for key in TEXT_KEYS if key not in text]
-    if missing := missing + [f"vision_config.{key}" for key in VISION_KEYS if key not in vision]:
-        raise ValueError(f"{source}: config.json states no {', '.join(missing)}")
-    kinds = text.get("architectures") or [None]
-    if kinds[0] not in TEXT:
-        raise ValueError(f"{source}: the language model is a {kinds[0]}; {' and '.join(TEXT)} can be converted")
-    if text.get("rope_pos_id_version", "default") != "default":
-        raise ValueError(f"{source}: rope_pos_id_version {text['rope_pos_id_version']!r} cannot be converted")
-    if theirs.get("force_image_size") not in (None, vision["image_size"]):
-        raise ValueError(f"{source}: force_image_size is not the {vision['image_size']} pixels of vision_config")
-    return theirs
-
-
-def new_config(theirs: dict[str, Any], tied: bool) -> InternVLConfig:
-    """The configuration of transformers' class; `tied`: the checkpoint has no output matrix of its own."""
-    tied = tied and theirs["llm_config"].get("tie_word_embeddings", False)
-    text, vision, dtype = theirs["llm_config"], theirs["vision_config"], theirs.get("torch_dtype", "bfloat16")
-    ours = {key: text[key] for key in (*TEXT_KEYS, *MORE_TEXT_KEYS) if key in text}
-    ours |= {key: text.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    scaling = text.get("rope_scaling") or {}
-    rope = {"rope_type": scaling.get("rope_type", scaling.get("type", "default"))}
-    rope |= {"rope_theta": float(text.get("rope_theta", 10000.0))}
-    rope |= {"factor": scaling["factor"]} if "factor" in scaling else {}
-    ours |= {"model_type": TEXT[text["architectures"][0]], "rope_parameters": rope, "tie_word_embeddings": tied}
-    if ours["model_type"] == "llama":
-        ours["attention_bias"] = text.get("bias", True)
-    side = vision["image_size"] // vision["patch_size"]
-    return InternVLConfig(
-        text_config=ours, vision_config={new: vision[key] for key, new in VISION_KEYS.items()},
-        downsample_ratio=theirs["downsample_ratio"], image_seq_length=int((side * theirs["downsample_ratio"]) ** 2),
-        tie_word_embeddings=tied, dtype=dtype, architectures=["InternVLForConditionalGeneration"],
-        system_message=theirs.get("system_message") or SYSTEM[theirs["template"]],
-    )  # fmt: skip
+def _new_part(target: Path, source: Path) -> Path:
+    """The folder `target`.part, new and marked; FileExistsError if it is there and no attempt of ours left it."""
+    part = target.with_name(f"{target.name}.part")
+    if part.is_symlink() or part.exists():
+        ours = part.is_dir() and not part.is_symlink() and ((part / MARK).is_file() or not any(part.iterdir()))
+        if not ours or part.resolve() in (source.resolve(), *source.resolve().parents):
+            raise FileExistsError(f"{part} is there already, and is no rest of an earlier attempt: move it elsewhere")
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    (part / MARK).touch()
+    return part
 
 
 def new_processor(source: Path, theirs: dict[str, Any], config: InternVLConfig) -> ProcessorMixin:
@@ -178,10 +120,8 @@ def new_processor(source: Path, theirs: dict[str, Any], config: InternVLConfig) 
     tokenizer = read_tokenizer(source, config.text_config.model_type, config.text_config.vocab_size)
     config.image_token_id = tokenizer.convert_tokens_to_ids(CONTEXT)
     side = {"height": theirs["vision_config"]["image_size"], "width": theirs["vision_config"]["image_size"]}
-    dynamic = theirs.get("dynamic_image_size")
-    tiles = {"min_patches": theirs["min_dynamic_patch"], "max_patches": theirs["max_dynamic_patch"]} if dynamic else {
-        "min_patches": 1, "max_patches": 1}  # fmt: skip
-    pixels = GotOcr2ImageProcessor(size=side, crop_to_patches=True, **tiles, **IMAGENET)
+    least, most = (theirs["min_dynamic_patch"], theirs["max_dynamic_patch"]) if theirs["dynamic_image_size"] else (1, 1)
+    pixels = GotOcr2ImageProcessor(size=side, crop_to_patches=True, min_patches=least, max_patches=most, **IMAGENET)
     return InternVLProcessor(
         pixels, tokenizer, InternVLVideoProcessor(size=side, **IMAGENET), image_seq_length=config.image_seq_length,
         chat_template=CHAT_TEMPLATE.replace("SYSTEM", json.dumps(config.system_message)),
@@ -194,7 +134,7 @@ def weight_files(source: Path) -> list[Path]:
     """
     check_index(source)
     index = source / "model.safetensors.index.json"
-    names = sorted(set(_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = sorted(set(read_object(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     missing = [name for name in names if not (source / name).is_file()]
     if missing and list(source.glob("*.bin")):
         raise ValueError(f"{source} holds its weights as .bin files, which are pickles and not read: get safetensors")
@@ -238,19 +178,6 @@ def parted(name: str, tensor: torch.Tensor, groups: int, head: int) -> Iterator[
     grouped = tensor.reshape(groups, -1, head, *tensor.shape[1:])
     for letter, piece in (("q", grouped[:, :-2]), ("k", grouped[:, -2]), ("v", grouped[:, -1])):
         yield name.format(letter), piece.reshape(-1, *tensor.shape[1:]).clone()
-
-
-def shapes(config: InternVLConfig) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of all weights of transformers' class, by the names that its published checkpoints have."""
-    with torch.device("meta"):
-        found = InternVLForConditionalGeneration(config).state_dict()
-    found = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if config.tie_word_embeddings:
-        del found["lm_head.weight"]
-    body, head = ("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")
-    for old, new in (body, head, ("model.", "")):
-        found = {new + name.removeprefix(old) if name.startswith(old) else name: s for name, s in found.items()}
-    return found
 
 
 def write_weights(files: list[Path], config: InternVLConfig, folder: Path, shard_bytes: int) -> tuple[int, int]:

@@ -6,7 +6,6 @@ own; what that does is what sentencepiece does, around the tokens that were adde
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+from .untrusted import read_object
 
 CONTEXT, END_OF_TURN = "<IMG_CONTEXT>", "<|im_end|>"
 # InternVL has no token for videos, whose frames are images to it
@@ -32,8 +33,11 @@ def read_tokenizer(source: Path, text_type: str, vocab_size: int) -> PreTrainedT
     Every token that the checkpoint has added, such as `<prm>`, keeps its id. ValueError or FileNotFoundError naming
     what is missing, and a token whose id would change or that has no embedding.
     """
-    config = _read(source / "tokenizer_config.json")
-    added = _added(source, config)
+    config, stated = (
+        read_object(path) if (path := source / name).is_file() else {}
+        for name in ("tokenizer_config.json", "added_tokens.json")
+    )
+    added = _added(source, config, stated)
     options = {"extra_special_tokens": ROLES, "padding_side": "left"}
     if text_type == "qwen2":
         if not (source / "tokenizer.json").is_file() and not (source / "vocab.json").is_file():
@@ -58,21 +62,18 @@ def read_tokenizer(source: Path, text_type: str, vocab_size: int) -> PreTrainedT
     return tokenizer
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {type(error).__name__}; fetch it again") from error
-
-
 def _word(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _added(source: Path, config: Mapping[str, Any]) -> dict[str, int]:
+def _added(source: Path, config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, int]:
     """{word: id} of the tokens that the checkpoint has added to its vocabulary, by id."""
-    found = {word: int(index) for word, index in _read(source / "added_tokens.json").items()}
-    found |= {token["content"]: int(index) for index, token in config.get("added_tokens_decoder", {}).items()}
+    try:
+        found = {word: int(index) for word, index in stated.items()}
+        found |= {token["content"]: int(index) for index, token in config.get("added_tokens_decoder", {}).items()}
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        why = f"{type(error).__name__}: {str(error)[:100]}"
+        raise ValueError(f"{source}: the added tokens are no words with their ids ({why}): fetch them again") from error
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 

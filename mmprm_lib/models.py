@@ -2,9 +2,8 @@
 
 import gc
 import hashlib
-import json
 import multiprocessing
-import re
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from jinja2 import nodes
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -29,12 +30,15 @@ from transformers import (
 from transformers.models.siglip import SiglipImageProcessorPil
 from transformers.utils import logging
 
+from .untrusted import check_hub, check_index, reason
 from .world import vocabulary
 
 EMBEDDED = Path(__file__).parent / "assets" / "base"
 IMAGE_SIZE, PATCH = 112, 28
 TEMPLATE_S, TEMPLATE_BYTES, TEMPLATE_CHARS = 10, 2**29, 100_000  # what a chat of ten words may take, CPU seconds first
-FAILED = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError)
+FAILED = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError,
+          SyntaxError)  # the last: `break` outside of a loop
+BROKEN = (StrictDataclassError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -137,22 +141,35 @@ def load(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """(model, processor) of a checkpoint folder or hub id; "embedded" is the base that is shipped with the package.
 
-    Only safetensors are read; code of the checkpoint runs only if `trust_remote_code` is set. ValueError for a folder
-    whose index names anything else, or a file outside of it, and for a file that is no safetensors. `device`: a GPU if
-    there is one.
+    Only safetensors are read; code of the checkpoint runs only if `trust_remote_code` is set. ValueError for what
+    `check_index` and `check_hub` refuse, for a file that is no safetensors, and for files that transformers cannot make
+    a model of. Of a hub id the commit is loaded that was checked. `device`: a GPU if there is one.
     """
     source = EMBEDDED if str(path) == "embedded" else path
     if str(path) == "embedded" and not (EMBEDDED / "config.json").exists():
         raise FileNotFoundError(f"the embedded base is missing at {EMBEDDED}: train it with `make base`")
     check_index(Path(source))
+    revision = revision if Path(source).exists() else check_hub(str(source), revision)
     logging.disable_progress_bar()  # bars on stderr would be noise in every executed notebook
     options = dict(trust_remote_code=trust_remote_code, revision=revision)
     processor = load_processor(path, **options)
-    try:
+    with _told(path):
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+
+
+@contextmanager
+def _told(path: str | Path) -> Iterator[None]:
+    """Within the block, whatever transformers runs into in the files of a checkpoint is a ValueError that names it."""
+    try:
+        yield
     except SafetensorError as error:
         raise ValueError(f"the weights of {path} are no safetensors ({error}): fetch or convert them again") from error
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+    except torch.OutOfMemoryError:
+        raise
+    except BROKEN as error:
+        said = f"the files of {path} do not fit together ({reason(error)}): fetch or convert them again"
+        raise ValueError(said) from error
 
 
 def release_gpu() -> None:
@@ -176,12 +193,13 @@ def load_processor(
 ) -> ProcessorMixin:
     """The processor of a checkpoint, as of `load`; its tokenizer pads on the left."""
     source = EMBEDDED if str(path) == "embedded" else path
-    try:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
-    except ValueError as error:
-        why = f"transformers knows no processor for {path} ({str(error).partition('.')[0]})"
-        raise ValueError(f"{why}: python -m mmprm_lib.convert makes one of InternVL's own checkpoints") from error
-    processor.tokenizer.padding_side = "left"
+    with _told(path):
+        try:
+            processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+        except ValueError as error:
+            why = f"transformers knows no processor for {path} ({str(error).partition('.')[0]})"
+            raise ValueError(f"{why}: python -m mmprm_lib.convert makes one of InternVL's own checkpoints") from error
+        processor.tokenizer.padding_side = "left"
     check_template(processor, path)
     return processor
 
@@ -204,7 +222,7 @@ def check_template(processor: ProcessorMixin, path: str | Path) -> None:
     its.close()
     n_chars = 0
     try:
-        n_chars = ours.recv() if ours.poll(60 * TEMPLATE_S) else 0
+        n_chars = ours.recv() if ours.poll(60 * TEMPLATE_S) else TEMPLATE_CHARS + 1  # silent so long: it hangs
     except EOFError:  # it was ended, by one of its limits
         n_chars = TEMPLATE_CHARS + 1
     child.kill()
@@ -222,6 +240,8 @@ def _try_template(processor: ProcessorMixin, out: Connection) -> None:
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + TEMPLATE_BYTES, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CPU, (TEMPLATE_S, TEMPLATE_S))
+    # constants are computed when a template is compiled, and jinja drops what fails there: a lack of memory here, too
+    nodes.Impossible.__init__ = lambda self, *_: os._exit(1) if isinstance(sys.exception(), MemoryError) else None
     turns = [{"role": role, "content": [{"type": "text", "text": "What is 1 + 2?"}]} for role in ("user", "assistant")]
     turns[0]["content"].insert(0, {"type": "image"})
     try:
@@ -231,26 +251,6 @@ def _try_template(processor: ProcessorMixin, out: Connection) -> None:
     except FAILED:  # and so it does where it is used, which tells
         n_chars = 0
     out.send(n_chars)
-
-
-def check_index(folder: Path) -> None:
-    """Nothing; ValueError if `folder` is a file, or a folder without safetensors, or with an index of other files.
-
-    transformers would follow the names of an index wherever they lead, and would unpickle what does not end in
-    .safetensors. What is no folder is left to the hub.
-    """
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file: give the folder of a checkpoint, of which the .safetensors are read")
-    for index in folder.glob("*.index.json") if folder.is_dir() else ():
-        try:
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is no index of weights: {type(error).__name__}; fetch it again") from error
-        for name in names:
-            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
-                raise ValueError(f"{index} names {str(name)[:100]!r}: only .safetensors files of its folder are read")
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} holds no .safetensors file: weights in other formats are not read, convert them")
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -16,6 +16,7 @@ import io
 import json
 import math
 import re
+import sys
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,6 +140,8 @@ def read_yaml(path: Path) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no YAML: {str(error)[:500]}") from None
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # PyYAML's own, of `!!bool maybe`
+        raise ValueError(f"{path}: no YAML: a value is not of the type that it names ({str(error)[:500]})") from None
 
 
 def _check_keys(node: yaml.Node | None) -> None:
@@ -184,7 +187,9 @@ def _errors(parameter: Parameter, value: Any) -> list[str]:
     entries = value if parameter.kind is list else [value]
     kinds = {type(entry) for entry in parameter.default} if parameter.kind is list else set()
     for entry in entries:
-        if kinds and not any(_is(entry, kind) for kind in kinds):
+        if isinstance(entry, int) and abs(entry) > sys.float_info.max:
+            errors.append(f"{parameter.name} is {shown(entry)}, more than any number that is computed with")
+        elif kinds and not any(_is(entry, kind) for kind in kinds):
             errors.append(
                 _wrong_type(f"an entry of {parameter.name}", "/".join(sorted(k.__name__ for k in kinds)), entry)
             )
@@ -210,10 +215,10 @@ def resolve(parameters: Mapping[str, Parameter], given: Mapping[str, Any], where
     for name, parameter in parameters.items():
         value = copy.deepcopy(given.get(name, parameter.default) if name in given else parameter.default)
         errors += _errors(parameter, value)
-        values[name] = float(value) if parameter.kind is float and _is(value, float) else value
+        values[name] = value
     if errors:
         raise ValueError(f"parameters of {where}:\n" + "\n".join(f"  - {error}" for error in errors))
-    return values
+    return {name: float(value) if parameters[name].kind is float else value for name, value in values.items()}
 
 
 def check(parameters: Mapping[str, Parameter], namespace: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def scorer_at(
         check_choices({name: choices})
         model, processor = models.load(place, **load_options)
         form, chosen = read_format(name, choices, model.config, project_root())
-        options |= chosen
+        options = chosen | options  # what the caller says of the history comes first
     else:
         kinds = [kind for kind in FORMATS if name == kind or name.startswith(f"{kind}_")]
         if not kinds:

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import gelu, layer_norm, linear, silu
 from transformers.utils import is_sentencepiece_available, is_torchvision_available
 
-from mmprm_lib import convert, convert_tokens, images, models, released, scoring, steps
+from mmprm_lib import convert, convert_config, convert_tokens, images, models, released, scoring, steps
 from mmprm_lib.generation import Request, Sampling, TransformersGenerator
 from mmprm_lib.world import vocabulary
 from tests import families
@@ -345,7 +346,7 @@ def test_without_a_system_turn_the_template_writes_that_of_internvl(tmp_path, as
 
 
 @needs_torchvision
-def test_pictures_are_cut_as_internvl_cuts_them(tmp_path):
+def test_pictures_have_the_tiles_that_internvl_has(tmp_path):
     """At 448 pixels, patches of 14: 16 x 16 tokens a tile, at most 12 tiles, and a thumbnail if there are several."""
     eye = VISION | {"image_size": 448}
     write(tmp_path, vision_config=eye, force_image_size=448)
@@ -362,6 +363,68 @@ def test_pictures_are_cut_as_internvl_cuts_them(tmp_path):
     one = convert.new_processor(tmp_path, theirs, config)
     assert one(text=["<IMG_CONTEXT>"], images=[Image.new("RGB", (2000, 1000))])["input_ids"][0].count(
         config.image_token_id) == 256  # fmt: skip
+
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+GREY = 1 / 255 / STD  # one of 256 levels of grey, in normalised pixels, by colour
+
+
+def grid_of(width, height, most, side):
+    """(columns, rows) by InternVL's rule, in exact numbers: of all grids of 1 to `most` tiles the one whose sides have
+    the ratio nearest the picture's; of several as near, the largest that the picture fills by more than a half.
+    """
+    grids = [(c, r) for c in range(1, most + 1) for r in range(1, most + 1) if c * r <= most]
+    nearest = min(abs(Fraction(width, height) - Fraction(c, r)) for c, r in grids)
+    near = sorted((c * r, c, r) for c, r in grids if abs(Fraction(width, height) - Fraction(c, r)) == nearest)
+    fit = [(c, r) for area, c, r in near[1:] if width * height > side * side * area / 2]
+    return fit[-1] if fit else near[0][1:]
+
+
+def cut_as_published(picture, most, side):
+    """(tile, 3, side, side): the picture stretched over its grid by Pillow, its tiles row by row from the upper left,
+    and after them, if there are several, the whole picture in one tile.
+    """
+    columns, rows = grid_of(*picture.size, most, side)
+    stretched = np.asarray(picture.resize((columns * side, rows * side), Image.Resampling.BICUBIC))
+    tiles = [band[:, c * side : (c + 1) * side] for band in np.split(stretched, rows) for c in range(columns)]
+    if len(tiles) > 1:
+        tiles.append(np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)))
+    return ((np.stack(tiles) / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+
+
+def drawing(size):
+    """A picture no two parts of which are alike: slopes of colour, coarse blots, sharp lines."""
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    blots = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9), np.uint8)).resize(size)
+    colours = np.stack([x * 255, y * 255, np.asarray(blots)], -1)
+    colours[(np.arange(size[1]) % 37 < 2)] = 20
+    return Image.fromarray(colours.clip(0, 255).astype(np.uint8))
+
+
+@needs_torchvision
+@pytest.mark.parametrize(("most", "side"), [(12, 112), (6, 112), (1, 112), (12, 448)])
+def test_pictures_are_cut_as_internvl_cuts_them(tmp_path, most, side):
+    """Grid, order of tiles, place of the thumbnail, resampling and normalisation, pixel by pixel.
+
+    The processor resamples with torchvision, InternVL with Pillow. Both do it in one direction after the other and
+    round to 256 levels each time, not always alike: by 3 levels where a sharp line is stretched, by 0.05 on average.
+    """
+    write(tmp_path, vision_config=VISION | {"image_size": side}, force_image_size=side, max_dynamic_patch=most)
+    theirs = convert.read_config(tmp_path)
+    processor = convert.new_processor(tmp_path, theirs, convert.new_config(theirs, False))
+    sizes = [(112, 112), (50, 60), (448, 224), (224, 448), (500, 250), (640, 480), (150, 700), (301, 233), (1000, 999)]
+    sizes += [(336, 112), (90, 600), (420, 280), (113, 339), (1200, 300), (250, 200)]
+    sizes = sizes if side == 112 else [(640, 480), (2400, 1700)]
+    for size in sizes:
+        picture = drawing(size)
+        made = processor(text=["<IMG_CONTEXT>"], images=[picture], return_tensors="pt")["pixel_values"].numpy()
+        wanted = cut_as_published(picture, most, side)
+        assert made.shape == wanted.shape, size
+        far = np.abs(made - wanted) / GREY[:, None, None]
+        assert far.max() < 4.01 and far.mean() < 0.1, (size, far.max(), far.mean())
+        # whatever stands in another place is farther by far
+        others = [np.roll(wanted, 1, 0), wanted[[1, 0, *range(2, len(wanted))]]] if len(wanted) > 1 else []
+        assert all(np.abs(made - other).mean() / GREY.mean() > 1 for other in others), size
 
 
 @needs_torchvision
@@ -381,7 +444,42 @@ def test_the_command_makes_a_folder_or_nothing(tmp_path, capsys):
     assert "holds no multi_modal_projector.linear_2.bias: a shard is missing" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     write(tmp_path / "theirs")  # what the attempt left behind is in nobody's way
+    assert (tmp_path / "other.part" / convert.MARK).is_file()
     assert convert.main([theirs, other]) == 0 and (tmp_path / "other").is_dir()
+    assert not (tmp_path / "other.part").exists() and not (tmp_path / "other" / convert.MARK).exists()
+
+
+@needs_torchvision
+@pytest.mark.parametrize("name", ["theirs", "mine.part"])
+def test_a_folder_that_no_attempt_left_is_never_deleted(tmp_path, capsys, name):
+    """"mine.part" is SOURCE itself."""
+    write(tmp_path / name)
+    if name == "theirs":
+        (tmp_path / "mine.part").mkdir()
+        (tmp_path / "mine.part" / "thesis.tex").write_text("years of work")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert convert.main([str(tmp_path / name), str(tmp_path / "mine")]) == 2
+    said = capsys.readouterr().err
+    assert "mine.part is there already, and is no rest of an earlier attempt: move it elsewhere" in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_only_a_marked_or_empty_folder_makes_place(tmp_path):
+    part = tmp_path / "mine.part"
+    for make in (part.touch, lambda: part.symlink_to(tmp_path / "other"), lambda: part.symlink_to(tmp_path / "none")):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / convert.MARK).touch()
+        make()
+        with pytest.raises(FileExistsError, match="mine.part is there already"):
+            convert._new_part(tmp_path / "mine", tmp_path / "source")
+        part.unlink()
+    part.mkdir()
+    for left in ("", "model-00001.safetensors"):
+        assert convert._new_part(tmp_path / "mine", tmp_path / "source") == part
+        assert [path.name for path in part.iterdir()] == [convert.MARK]
+        (part / (left or "config.json")).touch()
+    with pytest.raises(FileExistsError, match="mine.part is there already"):
+        convert._new_part(tmp_path / "mine", part / "source")
 
 
 def test_without_torchvision_nothing_is_begun(tmp_path, monkeypatch):
@@ -402,6 +500,15 @@ def test_without_torchvision_nothing_is_begun(tmp_path, monkeypatch):
         ({"ps_version": "v1"}, "ps_version of config.json is 'v1'; only 'v2' can be converted"),
         ({"select_layer": -4}, "select_layer of config.json is -4; only -1 can be converted"),
         ({"use_llm_lora": 16}, "use_llm_lora of config.json is 16; only 0 can be converted"),
+        ({"downsample_ratio": 0.3}, "downsample_ratio of config.json is 0.3; 1 / n of 4 is needed"),
+        ({"downsample_ratio": "0.5"}, "downsample_ratio of config.json is '0.5'"),
+        ({"dynamic_image_size": None}, "dynamic_image_size of config.json is None; only True or False can be"),
+        ({"min_dynamic_patch": 0}, "min_dynamic_patch and max_dynamic_patch of config.json are 0 and 12; they must be"),
+        ({"max_dynamic_patch": None}, "max_dynamic_patch of config.json are 1 and None"),
+        ({"min_dynamic_patch": 13}, "config.json are 13 and 12; they must be whole, from 1 to 1000, the least first"),
+        ({"vision_config": 5}, "states no vision_config.hidden_size"),
+        ({"vision_config": VISION | {"patch_size": "14"}}, "tiles of 56 pixels and patches of '14', which must fit"),
+        ({"vision_config": VISION | {"num_hidden_layers": 10**9}}, "'num_hidden_layers' is more than 1000"),
         ({"force_image_size": 448}, "force_image_size is not the 56 pixels of vision_config"),
         ({"llm_config": {"architectures": ["Phi3ForCausalLM"]}}, "states no llm_config.hidden_size, llm_config.interm"),
     ],
@@ -412,9 +519,31 @@ def test_what_the_class_cannot_compute_is_refused_by_name(tmp_path, change, mess
         convert.read_config(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["downsample_ratio", "dynamic_image_size", "min_dynamic_patch", "max_dynamic_patch"])
+def test_what_says_how_pictures_are_cut_must_be_stated(tmp_path, key, monkeypatch, capsys):
+    write(tmp_path / "theirs")
+    stated = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    del stated[key]
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(stated))
+    monkeypatch.setattr(convert, "is_torchvision_available", lambda: True)
+    assert convert.main([str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 2
+    assert capsys.readouterr().err.endswith(f"theirs: config.json states no {key}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize("text", [
+    {"hidden_size": "32"}, {"hidden_size": None}, {"num_attention_heads": 0}, {"rope_scaling": [1]}, {"rope_theta": []},
+    {"hidden_act": 5}, {"rope_scaling": {"type": "no such"}}, {"rms_norm_eps": {}},
+])  # fmt: skip
+def test_a_value_of_another_kind_is_one_error(tmp_path, text):
+    write(tmp_path, text=text)
+    with pytest.raises(ValueError, match="config.json has a value that the class does not take .*: fetch it again"):
+        convert.shapes(convert.new_config(convert.read_config(tmp_path), False))
+
+
 def test_a_language_model_of_another_kind_is_refused(tmp_path):
     for text, message in (
-        ({"architectures": ["Phi3ForCausalLM"]}, "is a Phi3ForCausalLM; Qwen2ForCausalLM and InternLM2ForCausalLM can"),
+        ({"architectures": ["Phi3ForCausalLM"]}, "is .Phi3ForCausalLM.; Qwen2ForCausalLM and InternLM2ForCausalLM can"),
         ({"rope_pos_id_version": "v2pe"}, "rope_pos_id_version 'v2pe' cannot be converted"),
     ):
         write(tmp_path, text=text)
@@ -474,7 +603,7 @@ def test_files_that_are_missing_broken_or_pickled_are_named(tmp_path):
 def test_tokens_keep_their_ids(tmp_path, kind):
     write(tmp_path, kind)
     n = json.loads((tmp_path / "config.json").read_text())["llm_config"]["vocab_size"]
-    text_type = convert.TEXT[kind]
+    text_type = convert_config.TEXT[kind]
     tokenizer = convert_tokens.read_tokenizer(tmp_path, text_type, n)
     stated = json.loads((tmp_path / "added_tokens.json").read_text())
     assert {word: tokenizer.convert_tokens_to_ids(word) for word in stated} == stated and stated["<prm>"] == n - 1
@@ -500,6 +629,11 @@ def test_a_tokenizer_that_is_missing_or_of_another_model_is_named(tmp_path):
     write_tokens(tmp_path, KINDS[0])
     for name in ("added_tokens.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
+    for raw in ('{"<prm>": "x"}', '{"<prm>": []}', "[]", "{", '{"<prm>": 1e999}'):
+        (tmp_path / "added_tokens.json").write_text(raw)
+        with pytest.raises(ValueError, match="the added tokens are no words with their ids|tokens.json is no JSON"):
+            convert_tokens.read_tokenizer(tmp_path, "qwen2", 10_000)
+    (tmp_path / "added_tokens.json").write_text("{}")
     with pytest.raises(ValueError, match=r"the tokenizer has no <\|im_start\|>, .*none of InternVL"):
         convert_tokens.read_tokenizer(tmp_path, "qwen2", 10_000)
 

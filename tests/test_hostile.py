@@ -13,6 +13,7 @@ import zlib
 from dataclasses import asdict
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -308,9 +309,9 @@ def test_a_file_that_ends_too_early_is_one_error_that_names_it(folder):
         packed = gzip.compress(raw)
         for broken in (packed[:-9], packed[:20] + b"\xff" * 20 + packed[40:], b"no gzip"):
             (folder / f"in/rows{suffix}").write_bytes(broken)
-            with pytest.raises(ValueError, match=f"rows{suffix}: .*is broken or ends too early: fetch it again"):
+            with pytest.raises(ValueError, match=f"rows{suffix}: .*is broken or ends too early: fetch itin"):
                 data.from_files(folder / f"in/rows{suffix}", folder / "out")
-            with pytest.raises(ValueError, match=f"rows{suffix}: .*is broken or ends too early: fetch it again"):
+            with pytest.raises(ValueError, match=f"rows{suffix}: .*is broken or ends too early: fetch itin"):
                 list(interchange.read_mm_prm(folder / f"in/rows{suffix}", bad=[]))
     (folder / "in/rows.json").write_bytes(b"[" + GOOD + b", " + GOOD[:-1])
     with pytest.raises(ValueError, match=r"rows.json, element 2, .*the file ends within it"):
@@ -405,6 +406,113 @@ def test_a_broken_index_is_an_error_that_names_it(checkpoint, text):
         models.load(checkpoint)
 
 
+def spoilt(folder):
+    """An index that leads to a pickle beside it, in the place of the weights."""
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(models.EMBEDDED / "config.json", folder / "config.json")
+    (folder / "inside.bin").write_bytes(pickle.dumps(Evil(folder.parent / "ran")))
+    index = {"metadata": {}, "weight_map": {"model.language_model.norm.weight": "inside.bin"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink(missing_ok=True)
+
+
+def adapter_of(base, folder):
+    adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    shutil.copy(models.EMBEDDED / "model.safetensors", folder / "adapter_model.safetensors")
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """No pickle is even opened."""
+    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("torch.load is not to be called"))
+
+
+def test_an_adapter_alone_is_refused_before_its_base_is_looked_for(checkpoint, unread):
+    spoilt(checkpoint.parent / "base")
+    (checkpoint / "config.json").unlink()
+    for base in (checkpoint.parent / "base", "owner/base", 5, None):
+        adapter_of(base, checkpoint)
+        with pytest.raises(ValueError, match="ck is an adapter without its model: merge it into its base"):
+            models.load(checkpoint)
+    (checkpoint / "adapter_config.json").unlink()
+    with pytest.raises((ValueError, OSError)):
+        models.load(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["../w.safetensors", "adapter_model.bin", "a/b.safetensors.index.json", 5, ["x"]])
+def test_a_configuration_that_names_other_files_is_refused(checkpoint, name, unread):
+    given = json.loads((checkpoint / "config.json").read_text())
+    shutil.copy(checkpoint.parent / "outside.bin", checkpoint / "adapter_model.bin")
+    (checkpoint / "config.json").write_text(json.dumps(given | {"transformers_weights": name}))
+    with pytest.raises(ValueError, match=r"config.json names .*: only .safetensors files of its folder are read"):
+        models.load(checkpoint)
+    (checkpoint / "config.json").write_text(json.dumps(given | {"transformers_weights": "model.safetensors"}))
+    models.load(checkpoint)
+
+
+MANY = '{"text_config": {"num_hidden_layers": 1000000000}}'
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", "\xff", MANY])
+def test_a_broken_or_endless_configuration_is_an_error_that_names_it(checkpoint, text):
+    (checkpoint / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match="config.json(: 'num_hidden_layers' is more than 1000| is no JSON).*fetch it"):
+        models.load(checkpoint)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(checkpoint, monkeypatch, unread):
+    """The one commit of owner/name, in a cache laid out as the hub's library has it; nothing else can be reached."""
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    repository = checkpoint.parent / "hub" / "models--owner--name"
+    for folder, name in (("refs", "main"), ("refs", "v1")):
+        (repository / folder).mkdir(parents=True, exist_ok=True)
+        (repository / folder / name).write_text(COMMIT)
+    shutil.copytree(checkpoint, repository / "snapshots" / COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(repository.parent))
+    return repository / "snapshots" / COMMIT
+
+
+def test_a_hub_id_is_loaded_from_the_commit_that_was_checked(hub):
+    for revision in (None, "main", "v1", COMMIT):
+        assert models.check_hub("owner/name", revision) == COMMIT
+    assert models.check_hub("owner/name", "other") == "other"  # which transformers reports
+    assert models.load("owner/name", revision="v1")[0].num_parameters() > 2_000_000
+    for name in ("owner/none", "no/hub/id", "../x", "\x00", "x" * 500):
+        assert models.check_hub(name) is None
+        with pytest.raises((OSError, ValueError)):
+            models.load(name)
+
+
+@pytest.mark.parametrize("revision", [None, "v1", COMMIT])
+def test_an_index_of_a_hub_id_that_names_other_files_is_refused(hub, revision):
+    spoilt(hub)
+    with pytest.raises(ValueError, match="model.safetensors.index.json names 'inside.bin': only .safetensors files"):
+        models.load("owner/name", revision=revision)
+    given = json.loads((hub / "config.json").read_text())
+    for name, message in (("own.safetensors.index.json", "own.safetensors.index.json names 'inside.bin'"),
+                          ("adapter_model.bin", "config.json names 'adapter_model.bin'")):
+        (hub / "config.json").write_text(json.dumps(given | {"transformers_weights": name}))
+        shutil.copy(hub / "model.safetensors.index.json", hub / "own.safetensors.index.json")
+        with pytest.raises(ValueError, match=message):
+            models.load("owner/name", revision=revision)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_on_the_hub_is_refused_whatever_lies_beside_it(hub, checkpoint, whole):
+    """transformers loads the base of an adapter's hub id even where the id has a model of its own."""
+    spoilt(checkpoint.parent / "base")
+    adapter_of(checkpoint.parent / "base", hub)
+    if not whole:
+        (hub / "config.json").unlink()
+    with pytest.raises(ValueError, match="owner/name is an adapter, whose base would be loaded unchecked: merge it"):
+        models.load("owner/name")
+
+
 def header(tensors):
     raw = json.dumps(tensors).encode()
     return struct.pack("<Q", len(raw)) + raw + bytes(4)
@@ -494,6 +602,7 @@ def test_a_chat_template_is_run_in_a_sandbox(checkpoint, template, quick):
 
 NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 ENDLESS = {
+    "folded": "{{ raise_exception('first') }}{{ 'a' * 10**10 }}",  # computed when it is compiled, whatever comes first
     "loops": NESTED, "text": "{{ 'a' * 10**10 }}", "power": "{{ 10 ** (10 ** 9) }}", "long": "{{ 'a' * 200000 }}",
     "doubled": "{% set x = namespace(t='a') %}{% for i in range(60) %}{% set x.t = x.t + x.t %}{% endfor %}{{ x.t }}",
     "macro": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
@@ -511,10 +620,25 @@ def test_a_chat_template_without_end_is_refused_when_it_is_loaded(checkpoint, na
     assert name != "long" or "needs more than 1 s" in modelcheck.find(str(checkpoint)).faults[0]
 
 
-def test_a_chat_template_that_fails_otherwise_fails_where_it_is_used(checkpoint):
-    (checkpoint / "chat_template.jinja").write_text("{{ raise_exception('no roles here') }}")
+def test_a_chat_template_that_is_silent_is_refused(checkpoint, monkeypatch):
+    """One that waits takes neither CPU time nor memory."""
+    monkeypatch.setattr(models, "TEMPLATE_S", 0.02)  # 60 times as much is waited for
+    monkeypatch.setattr(models, "_try_template", lambda processor, out: time.sleep(60))
+    _, processor = models.load("embedded")
+    processor.chat_template = "{{ 1 }}"
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="the chat template of here needs more than"):
+        models.check_template(processor, "here")
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("{{ raise_exception('no roles here') }}", "no roles here"), ("{% break %}", "'break' outside loop"),
+])  # fmt: skip
+def test_a_chat_template_that_fails_otherwise_fails_where_it_is_used(checkpoint, text, message):
+    (checkpoint / "chat_template.jinja").write_text(text)
     _, processor = models.load(checkpoint)
-    with pytest.raises(Exception, match="no roles here"):
+    with pytest.raises(Exception, match=message):
         steps.policy_prompt(problem(), processor)
 
 
@@ -530,7 +654,9 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" fo
     ("rest: {x: 1, y: {z: 1, z: 2}}", "'z' stands there twice"), ("[" * 700 + "]" * 700, "recursion"),
     ("n: [1", "flow sequence"),
     ("n: !!python/object/apply:os.system ['touch ran']", "could not determine a constructor"),
-    ("n: " + "1" * 5000, "4300 digits"), ("mode: \x00", "special characters"), (b"mode: \xff", "utf-8"),
+    ("n: " + "1" * 5000, "4300 digits"), ("n: !!bool maybe", "not of the type that it names"),
+    ("n: !!int ''", "not of the type that it names"), ("n: !!timestamp x", "not of the type that it names"),
+    ("mode: \x00", "special characters"), (b"mode: \xff", "utf-8"),
 ])  # fmt: skip
 def test_a_hostile_parameter_file_is_an_error_that_names_it(tmp_path, text, message, quick, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -541,6 +667,10 @@ def test_a_hostile_parameter_file_is_an_error_that_names_it(tmp_path, text, mess
 
 
 def test_errors_on_parameters_are_short_and_escaped():
+    many = parameters.declared_in("x: float = 0.5  # no bounds")
+    for value in (10**400, -(10**400)):
+        with pytest.raises(ValueError, match="x is -?1000.*, more than any number that is computed with"):
+            parameters.resolve(many, {"x": value}, "here")
     for given in ({"n": "x" * 10**6}, {"mode": "\x1b[2J" * 10**5}, {"\x1b[2J" * 10**5: 1}, {"n": [1] * 10**5}):
         with pytest.raises(ValueError, match="parameters of here:\n  - ") as error:
             parameters.resolve(DECLARED, given, "here")

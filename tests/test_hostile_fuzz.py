@@ -23,6 +23,8 @@ from mmprm_lib.quantities import last_boxed
 SECONDS = 8.0  # of CPU for one input, on the slowest machine
 INPUTS = {"texts": 30_000, "verdicts": 6_000, "tokens": 20_000, "rows": 24_000, "images": 8_000, "paths": 10_000}
 INPUTS |= {"records": 6_000}
+# those of test_hostile_fuzz_models
+INPUTS |= {"yaml": 4_000, "templates": 300, "indices": 6_000, "configs": 300, "internvl": 1_000}
 SHARE = 100  # the default tier has one input of so many
 
 PIECES = [

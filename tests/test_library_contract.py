@@ -17,7 +17,7 @@ FLOORS = [
     {"world", "answers", "mathcheck", "quantities", "units", "extraction", "wording", "grading", "steps"}
     | {"answer_survey"},
     {"data", "registry", "contamination", "fields", "images", "rows", "splits", "models", "architecture", "curriculum",
-     "pretrain", "convert", "convert_tokens"},
+     "pretrain", "convert", "convert_config", "convert_tokens", "untrusted"},
     {"generation", "decoding", "choices", "prompts", "rollouts", "endpoint", "protocol", "served", "engine", "outcomes"}
     | {"guards", "labeling_files", "engines", "fleet", "pieces", "machines", "threads"},
     {"adaptive", "omegaprm", "trees", "labeling", "label_quality"}
