@@ -309,9 +309,9 @@ def test_a_file_that_ends_too_early_is_one_error_that_names_it(folder):
         packed = gzip.compress(raw)
         for broken in (packed[:-9], packed[:20] + b"\xff" * 20 + packed[40:], b"no gzip"):
             (folder / f"in/rows{suffix}").write_bytes(broken)
-            with pytest.raises(ValueError, match=f"rows{suffix}: .*is broken or ends too early: fetch itin"):
+            with pytest.raises(ValueError, match=f"rows{suffix}: .*is broken or ends too early: fetch it again"):
                 data.from_files(folder / f"in/rows{suffix}", folder / "out")
-            with pytest.raises(ValueError, match=f"rows{suffix}: .*is broken or ends too early: fetch itin"):
+            with pytest.raises(ValueError, match=f"rows{suffix}: .*is broken or ends too early: fetch it again"):
                 list(interchange.read_mm_prm(folder / f"in/rows{suffix}", bad=[]))
     (folder / "in/rows.json").write_bytes(b"[" + GOOD + b", " + GOOD[:-1])
     with pytest.raises(ValueError, match=r"rows.json, element 2, .*the file ends within it"):

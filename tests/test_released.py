@@ -293,6 +293,6 @@ def test_code_of_a_checkpoint_does_not_run_unless_the_user_says_so(tmp_path):
     with pytest.raises(ValueError, match="python -m mmprm_lib.convert makes one of InternVL's own"):
         models.load(folder)
     assert not ran.exists()
-    with pytest.raises(AttributeError):  # this code is of no use, but it ran
+    with pytest.raises(ValueError, match="register_for_auto_class"):  # this code is of no use, but it ran
         models.load(folder, trust_remote_code=True)
     assert ran.exists()

@@ -196,15 +196,24 @@ def test_a_piece_that_the_server_broke_off_is_no_text_to_go_on_from(problems):
 
 
 def test_a_restart_that_outlasts_the_retries_loses_nothing(problems):
-    with ChatServer([choices("a", tokens=[1])]) as server:
-        generator = ServedGenerator(Endpoint(server.url, "toy", max_retries=0, max_concurrency=2), patience_s=30.0)
-        stream = generator.sample((Request(problems[i % 4], (), f"k{i}") for i in range(12)), 1, Sampling())
-        first = next(stream)
+    server = ChatServer([choices("a", tokens=[1])])
+
+    def away():
         server.stop()
-        threading.Thread(target=lambda: (time.sleep(0.5), server.start()), daemon=True).start()
-        found = [first, *stream]
+        time.sleep(0.5)
+        server.start()
+
+    def script(sent):
+        if len(server.requests) == 3:
+            threading.Thread(target=away, daemon=True).start()
+        return drop() if 3 <= len(server.requests) <= 4 else choices("a", tokens=[1])
+
+    server.script = script
+    with server:
+        generator = ServedGenerator(Endpoint(server.url, "toy", max_retries=0, max_concurrency=2), patience_s=30.0)
+        found = list(generator.sample((Request(problems[i % 4], (), f"k{i}") for i in range(12)), 1, Sampling()))
     assert len(found) == 12 and all(c.text == "a" for _, [c] in found)
-    assert generator.endpoint.usage.n_retries > 2
+    assert generator.endpoint.usage.n_retries > 0
 
 
 def test_what_stands_before_a_server_that_is_away_is_no_server(problems):

@@ -59,4 +59,7 @@ def test_one_update_in_several_forward_passes_is_the_same_update_with_less_paddi
         found[parts] = losses, torch.cat([p.detach().flatten() for p in model.parameters()]), sum(padded)
     assert found[4][0] == pytest.approx(found[1][0], abs=1e-4)
     assert torch.allclose(found[4][1], found[1][1], atol=1e-4)
-    assert found[4][2] < 0.95 * found[1][2]
+    if pack_size == 1:
+        assert found[4][2] < 0.95 * found[1][2]
+    else:  # packed rows follow one another, and nothing is padded
+        assert found[4][2] == found[1][2]
