@@ -100,8 +100,8 @@ def test_what_goes_on_comes_before_new_requests(workers, problems):
     stream, found = workers.sample(endless, 1, FREE, more), []
     while not found or not found[-1].endswith("++"):
         found.append(next(stream)[0].key)
-    # two tasks of 4 requests for each of 2 workers are out, and as many again may be taken before the second one ends
-    assert len(found) <= 32 and f"{found[-1]}".removesuffix("++") in found
+    # two tasks of 4 requests for each of 2 workers are out, and a fast worker may take more while the other one is slow
+    assert len(found) <= 64 and f"{found[-1]}".removesuffix("++") in found
 
 
 def test_an_endless_iterable_is_read_as_there_is_room(workers, problems):
