@@ -46,7 +46,7 @@ $(STAMP):
 	@rm -f $(VENV)/.ready-* && touch $@
 
 run: $(STAMP)
-	@echo "make run: profile tiny takes 16 to 30 minutes on 2 cores, by their speed, set-up included (5 GB); a second call takes seconds"
+	@echo "make run: profile tiny takes 16 to 25 minutes on 2 cores, by their speed, set-up included (5 GB); a second call takes seconds"
 	@$(PY) -m mmprm_lib.runner --profile "$(PROFILE)" $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(RUN_NAME),--run-name "$(RUN_NAME)") $(if $(FORCE),--force) $(if $(DRY_RUN),--dry-run)
 
@@ -63,7 +63,7 @@ lab: $(STAMP)
 	@$(VENV)/bin/jupyter lab notebooks
 
 bench: $(STAMP)
-	@echo "make bench: about 25 minutes on 2 cores, 8 of them for 100,000 simulated solutions; leave the machine alone"
+	@echo "make bench: 20 to 30 minutes on 2 cores, 8 of them for 100,000 simulated solutions; leave the machine alone"
 	@rm -f $(BENCH)
 	@$(PY) benchmarks/bench_generation.py --model $(POLICY) --out $(BENCH)
 	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out $(BENCH)
