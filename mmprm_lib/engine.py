@@ -101,9 +101,7 @@ class VllmGenerator:
         except ImportError as error:
             raise ImportError(f"no vLLM in this environment ({error}): make vllm-env makes one") from None
         source = str(models.EMBEDDED if str(model) == "embedded" else model)
-        models.check_index(Path(source))
-        if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):  # vLLM would unpickle .bin files
-            raise ValueError(f"{source} holds no .safetensors file, and nothing else is read: convert its weights")
+        models.check_index(Path(source))  # vLLM would unpickle .bin files
         code = {"trust_remote_code": trust_remote_code, "revision": revision}
         self.processor = models.load_processor(source, **code)
         self.tokenizer, self.in_flight, self.name = self.processor.tokenizer, in_flight, name or Path(source).name
