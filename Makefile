@@ -69,7 +69,7 @@ bench: $(STAMP)
 	@$(PY) benchmarks/bench_labeling.py --model $(POLICY) --out $(BENCH)
 	@$(PY) benchmarks/bench_manners.py --model $(POLICY) --out $(BENCH)
 	@$(PY) benchmarks/bench_scoring.py --out $(BENCH)
-	@$(PY) benchmarks/bench_training.py --out $(BENCH)
+	@$(PY) benchmarks/bench_training.py --model $(POLICY) --out $(BENCH)
 	@if [ -d $(CRITIC) ]; then $(PY) benchmarks/bench_critic.py --critic $(CRITIC) --out $(BENCH); \
 	  else echo "no critic to measure: make run makes one"; fi
 	@if [ -d $(VLLM) ]; then VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/bin/python benchmarks/bench_vllm.py --model $(POLICY) \

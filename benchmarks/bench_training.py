@@ -1,8 +1,8 @@
 """Labelled steps per second in training a marker PRM, packed against padded: `python benchmarks/bench_training.py`.
 
 training_packed: the solutions of a problem in one row, image, question and common beginnings computed once, against a
-row for every solution, padded to the longest of its batch, in the order that chance gives (Trainer's default); the
-embedded model, the world's problems, batches and epochs as in params/tiny.
+row for every solution, padded to the longest of its batch, in the order that chance gives (Trainer's default); model,
+batches and epochs as in params/tiny, on the world's problems and solutions that the policy `--model` samples for them.
 training_packed_by_length: the same against batches of like length, which is what the library does without packing.
 training_packed_wide: against these, with 1,024 image tokens. All calls train on the same solutions, with all that
 training needs; rounds alternate in which comes first.
@@ -18,9 +18,11 @@ from unittest import mock
 import numpy as np
 import torch
 from common import keep, place, versions
-from wide import labelled, wide
+from wide import labelled, made_up, wide
 
 from mmprm_lib import data, models, prm
+from mmprm_lib.generation import Sampling, TransformersGenerator
+from mmprm_lib.labeling import solutions_to
 
 TINY = {"batch_size": 16, "gradient_accumulation": 2, "epochs": 2}  # as in params/tiny/04_prm_training.yaml
 BASELINES = {"by_length": "padded batches of like length", "": "padded batches, a row per solution"}
@@ -33,6 +35,13 @@ def by_chance():
         return torch.utils.data.RandomSampler(rows, generator=torch.Generator().manual_seed(0))
 
     return mock.patch.object(prm.StepTrainer, "_get_train_sampler", sampler)
+
+
+def sampled(policy: str, problems: list, n: int, folder: str) -> list:
+    """`n` solutions of each problem from a policy, as params/tiny labels them, with made-up labels."""
+    generator, by_id = TransformersGenerator(*models.load(policy), 512), {p.problem_id: p for p in problems}
+    found = solutions_to(Path(folder, "s.jsonl"), problems, generator, n, Sampling(max_new_tokens=128))
+    return made_up([(by_id[s.problem_id], s.steps) for s in found if s.steps])
 
 
 def speed(make, records: list, problems: list, **options) -> float:
@@ -69,15 +78,17 @@ def measure(make, records: list, problems: list, n: int, rounds: int, chance: bo
 def main() -> None:
     """Nothing; prints the ratios, and puts them into the file named by --out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", type=int, default=100, help="with 1,024 image tokens a twentieth of them")
+    parser.add_argument("--model", default="embedded", help="a policy, e.g. of make run")
+    parser.add_argument("--problems", type=int, default=200, help="with 1,024 image tokens a fortieth of them")
     parser.add_argument("--n", type=int, default=4, help="solutions per problem, and per row")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         problems = data.from_world({"train": args.problems}, 0, Path(folder))
-        few = problems[: max(2, args.problems // 20)]
-        tiny = measure(models.load, labelled(problems, args.n), problems, args.n, args.rounds, **TINY)
+        few = problems[: max(2, args.problems // 40)]
+        found = sampled(args.model, problems, args.n, folder)
+        tiny = measure(models.load, found, problems, args.n, args.rounds, **TINY)
         large = measure(wide, labelled(few, args.n), few, args.n, args.rounds, chance=False, batch_size=args.n)
     result = {f"training_packed{'_' if name else ''}{name}": tiny[name] for name in sorted(tiny)}
     result["training_packed_wide"] = large["by_length"]

@@ -27,9 +27,15 @@ def labelled(problems: Sequence[Problem], n: int, repeats: int = 1) -> list[Step
     long as is wanted.
     """
     pairs = policy.corpus(problems, n, 0, slip=0.2, misconception=0.5, background=0.1)
+    if repeats > 1:
+        pairs = [(q, [f"{turn + 1}. {step}" for turn in range(repeats) for step in steps]) for q, steps in pairs]
+    return made_up(pairs)
+
+
+def made_up(pairs: Sequence[tuple[Problem, list[str]]]) -> list[StepLabels]:
+    """A record of each problem and steps, with labels of eight rollouts that nobody drew."""
     records = []
     for i, (problem, steps) in enumerate(pairs):
-        steps = [f"{turn + 1}. {step}" for turn in range(repeats) for step in steps] if repeats > 1 else steps
         known = {"n_rollouts": [8] * len(steps), "n_correct": [(i + t) % 9 for t in range(len(steps))]}
         records.append(
             StepLabels(

@@ -113,14 +113,15 @@ def attention_by_rows(
     if row_ends is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     cached = key.shape[2] - query.shape[2]
+    lengths = [end - start for start, end in zip([0, *row_ends[:-1]], row_ends, strict=True)]
+    before, own = zip(*(t.split([cached, query.shape[2]], 2) for t in (key, value)), strict=True)
+    # split, whose gradients are joined at once: that of a slice is as long as all rows
+    parts = zip(query.split(lengths, 2), *(t.split(lengths, 2) for t in own), strict=True)
     found = []
-    for index, (start, end) in enumerate(zip([0, *row_ends[:-1]], row_ends, strict=True)):
-        seen = (t[:, :, cached + start : cached + end] for t in (key, value))
-        if cached:
-            seen = (torch.cat([t[:, :, :cached], own], 2) for t, own in zip((key, value), seen, strict=True))
-        mask = attention_mask[index % len(attention_mask), None, :, : end - start, : cached + end - start]
-        row = sdpa_attention_forward(module, query[:, :, start:end], *seen, mask.to(query.dtype), **options)
-        found.append(row[0])
+    for index, (asked, *seen) in enumerate(parts):
+        seen = [torch.cat(pair, 2) for pair in zip(before, seen, strict=True)] if cached else seen
+        mask = attention_mask[index % len(attention_mask), None, :, : asked.shape[2], : seen[0].shape[2]]
+        found.append(sdpa_attention_forward(module, asked, *seen, mask.to(query.dtype), **options)[0])
     return torch.cat(found, 1), None
 
 

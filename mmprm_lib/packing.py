@@ -13,11 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from .encoding import Encoded, Encoder
 from .objective import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 NO_PARENT = -1
 NO_TARGET = -100  # the label of a token that is not learnt, as transformers has it
@@ -131,9 +135,19 @@ def _packed_text(texts: Sequence[dict]) -> dict:
     return {"input_ids": row.ids, "row": row, **columns}
 
 
-def rows_per_batch(batch_size: int, n_solutions: int, n_rows: int) -> int:
-    """How many packed rows make a batch of about `batch_size` solutions, at least 1."""
-    return max(1, batch_size // max(1, round(n_solutions / n_rows)))
+def shape_passes(arguments: TrainingArguments, alone: Sequence[dict], packed: Sequence[dict]) -> None:
+    """Nothing; the arguments' batch becomes one of packed rows, at least 1, with as many solutions an update as before.
+
+    Packed, solutions have fewer tokens than `alone`. Passes that make an update are joined while one has no more tokens
+    than a batch of solutions alone, which takes no more memory and less time.
+    """
+    size, passes = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    rows = max(1, size // max(1, round(len(alone) / len(packed))))
+    before, now = (sum(len(row["input_ids"]) for row in part) / len(part) for part in (alone, packed))
+    fit = (k for k in range(passes, 1, -1) if passes % k == 0 and k * rows * now <= size * before)
+    together = next(fit, 1)
+    arguments.per_device_train_batch_size = rows * together
+    arguments.gradient_accumulation_steps = passes // together
 
 
 def tensors(encoder: Encoder, rows: Sequence[Packed]) -> dict:

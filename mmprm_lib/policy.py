@@ -21,7 +21,7 @@ from .checkpoints import agreed, clear, first, shaping
 from .encoding import Encoded, Encoder
 from .generation import TransformersGenerator
 from .packing import NO_TARGET as IGNORED
-from .packing import Packed, joined, packed_texts, rows_per_batch
+from .packing import Packed, joined, packed_texts, shape_passes
 from .packing import tensors as packed_tensors
 from .rows import lines_of
 from .schema import Problem, fingerprint, write_bytes
@@ -189,8 +189,8 @@ def tune(
     )  # fmt: skip
     n_texts = len(data)
     if pack_size > 1:
-        data = packed_texts(data, pack_size)
-        arguments.per_device_train_batch_size = rows_per_batch(batch_size, n_texts, len(data))
+        alone, data = data, packed_texts(data, pack_size)
+        shape_passes(arguments, alone, data)
     n_rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     n_updates = epochs * math.ceil(len(data) / n_rows)
     arguments.logging_steps = max(1, int(n_updates) // N_LOGGED)

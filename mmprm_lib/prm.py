@@ -24,7 +24,7 @@ from mmprm_lib.architecture import by_rows, check_packing, context_length, visio
 from mmprm_lib.checkpoints import local, trained
 from mmprm_lib.encoding import Encoder
 from mmprm_lib.objective import IGNORED, Example, class_weights, examples, step_loss, validation_metrics
-from mmprm_lib.packing import collate_packed, packed_rows, rows_per_batch, with_labels
+from mmprm_lib.packing import collate_packed, packed_rows, shape_passes, with_labels
 from mmprm_lib.schema import Problem, Solution, StepLabels, write_bytes
 from mmprm_lib.scoring import Scorer, StepHead, label_ids
 from mmprm_lib.steps import FORMATS, MARKER, Format
@@ -253,8 +253,8 @@ def train(
     keeper = KeepBest(head, _validator(form, head, processor, max_length) if validation else None, validation)
     n_rows, collate = len(rows), partial(collate_labelled, encoder)
     if pack_size > 1:
-        rows, collate = packed_rows(rows, pack_size), partial(collate_packed, encoder)
-        arguments.per_device_train_batch_size = rows_per_batch(arguments.per_device_train_batch_size, n_rows, len(rows))
+        alone, rows, collate = rows, packed_rows(rows, pack_size), partial(collate_packed, encoder)
+        shape_passes(arguments, alone, rows)
         arguments.train_sampling_strategy = "random"  # few problems in a batch: not all of one family, too
     trainer = StepTrainer(head, arguments, train_dataset=rows, data_collator=collate, callbacks=[keeper])
     trainer.weights = class_weights((y for r in rows for y in r["labels"] if y != IGNORED), len(form.labels), balance)

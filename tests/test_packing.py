@@ -1,5 +1,7 @@
 """Packed rows: the same decisions as solutions that stand alone, for fewer tokens."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from mmprm_lib import architecture, models, policy, prm, world
 from mmprm_lib.architecture import by_rows
 from mmprm_lib.encoding import Encoded, Encoder
 from mmprm_lib.objective import IGNORED, step_loss
-from mmprm_lib.packing import NO_PARENT, NO_TARGET, collate_packed, pack, packed_rows, packed_texts, visible
+from mmprm_lib.packing import NO_PARENT, NO_TARGET, collate_packed, pack, packed_rows, packed_texts, shape_passes, visible
 from mmprm_lib.scoring import StepHead, label_ids
 from mmprm_lib.steps import FORMATS
 
@@ -150,3 +152,28 @@ def test_a_model_with_positions_of_its_own_takes_no_packed_rows(monkeypatch):
     with pytest.raises(ValueError, match="set pack_size to 1, not 4"):
         architecture.check_packing(object(), 4)
     architecture.check_packing(object(), 1)
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 12), st.integers(1, 8), st.lists(st.integers(10, 200), min_size=1, max_size=40),
+    st.integers(0, 9),
+)  # fmt: skip
+def test_passes_are_joined_while_they_have_no_more_tokens_and_an_update_sees_what_it_saw(size, n, pack_size, own, shared):
+    arguments = SimpleNamespace(per_device_train_batch_size=size, gradient_accumulation_steps=n)
+    alone = [{"input_ids": [0] * (shared + length)} for length in own]
+    parts = [own[i : i + pack_size] for i in range(0, len(own), pack_size)]
+    packed = [{"input_ids": [0] * (shared + sum(part))} for part in parts]
+    shape_passes(arguments, alone, packed)
+    rows, passes = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    at_once = max(1, size // max(1, round(len(alone) / len(packed))))
+    assert rows * passes == at_once * n and n % passes == 0  # the update is the same, in whole passes
+    before, now = (sum(len(r["input_ids"]) for r in part) / len(part) for part in (alone, packed))
+    assert rows == at_once or rows * now <= size * before
+    larger = [k for k in range(1, passes) if n % k == 0 and at_once * n / k * now <= size * before]
+    assert not larger, f"{passes} passes, and {larger} had room"
+
+
+def test_eight_solutions_of_one_prompt_take_one_pass_in_place_of_two():
+    arguments = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    shape_passes(arguments, [{"input_ids": [0] * 100}] * 8, [{"input_ids": [0] * 180}] * 2)
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 1)
