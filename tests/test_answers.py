@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmprm_lib import answers, mathcheck
+from mmprm_lib import mathcheck
 from mmprm_lib.answers import equal, extract, normal_form, verdict
 from mmprm_lib.quantities import clean_text, last_boxed, quantity, sequence
 
@@ -336,7 +336,9 @@ def test_verdicts_agree_with_the_recorded_ones_of_gsm8k():
     if not path.exists():
         pytest.skip(f"{path} is not there: the check on recorded verdicts needs it")
     n, n_agree, n_unknown = 0, 0, 0
-    for row in map(json.loads, gzip.open(path)):
+    with gzip.open(path) as file:
+        rows = list(map(json.loads, file))
+    for row in rows:
         gold = problem(row["ground_truth"].rsplit("A:", 1)[1].strip(), "number")
         for solution in (value for value in row.values() if isinstance(value, dict)):
             label = verdict(solution["solution"], gold).label

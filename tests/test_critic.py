@@ -166,7 +166,8 @@ def test_a_verdicts_first_token_has_its_weight_and_what_is_put_there_has_none(re
     )
     assert {w for _, w in pairs} == {0.0, 1.0, 3.0}
     ids = tokenizer(critique.render(records[1].critique, FORMATS["verdict_only"], BAD))["input_ids"]
-    kept = tokenizer.decode([t for t, w in zip(ids, loss_weights(tokenizer, FORMATS["verdict_only"])(ids)) if w])
+    weights = loss_weights(tokenizer, FORMATS["verdict_only"])(ids)
+    kept = tokenizer.decode([t for t, w in zip(ids, weights, strict=True) if w])
     assert kept == " Correct\n\n Incorrect\n\n Bar B is 5"
 
 
@@ -380,7 +381,8 @@ def test_a_cap_forces_the_verdict_and_the_critique_goes_on(problems, solutions, 
 def test_a_critique_that_is_long_enough_gets_its_verdicts_without_words(problems, solutions, random):
     judge, asked = scripted(random, RIGHT[0], say(" Correct", 0.9), say(" Correct", 0.8))
     [found] = judge.critique(problems, solutions[:1], max_new_tokens=8, step_tokens=8)  # the first block has eight
-    assert asked[1][0].opening.endswith("Step 2: Bar B is 5\nIntent: -\nImage: -\nLogic: -\nStep: Bar B is 5\nJudgement:")
+    asked_for = "Step 2: Bar B is 5\nIntent: -\nImage: -\nLogic: -\nStep: Bar B is 5\nJudgement:"
+    assert asked[1][0].opening.endswith(asked_for)
     assert found.parse == "ok" and [s.p_correct for s in found.steps] == pytest.approx([0.9, 0.9, 0.8])
     assert judge.counts["n_forced"] == 2
 

@@ -151,8 +151,9 @@ def test_a_threshold_is_chosen_where_both_kinds_of_step_were_read():
 
 
 def test_reasons_are_counted_without_their_numbers_and_quotations():
-    found = [unread(why=f"failed: {why}") for why in ("step 3: no logic", "step 4: no logic", "the verdict is 'Perhaps'")]
-    assert quality.failures([*found, judged([0.9])]).values.tolist() == [["step #: no logic", 2], ["the verdict is ...", 1]]
+    found = [unread(why=f"failed: {w}") for w in ("step 3: no logic", "step 4: no logic", "the verdict is 'Perhaps'")]
+    counts = quality.failures([*found, judged([0.9])]).values.tolist()
+    assert counts == [["step #: no logic", 2], ["the verdict is ...", 1]]
     assert quality.failures([judged([0.9])]).empty
 
 

@@ -125,7 +125,8 @@ def test_a_budget_buys_whole_problems():
 
 def test_seeds_are_averaged_with_their_range():
     frame = labeling_cost.quality(rows([[1.0, 0.0, 1.0]], [[1, -1, 1]]))
-    two = [frame.assign(strategy="a", setting="1", seed=s, n_tokens=t, value=v) for s, t, v in ((0, 10, 0.2), (1, 20, 0.4))]
+    frame = frame.assign(strategy="a", setting="1")
+    two = [frame.assign(seed=s, n_tokens=t, value=v) for s, t, v in ((0, 10, 0.2), (1, 20, 0.4))]
     row = labeling_cost.over_seeds(pd.concat(two)).set_index("metric").loc["rmse"]
     assert (row["value"], row["low"], row["high"]) == (pytest.approx(0.3), 0.2, 0.4)
     assert (row["n_tokens"], row["n_seeds"]) == (15, 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,7 +76,7 @@ def test_functions_are_short_typed_and_described(path):
     assert ast.get_docstring(tree), "the module says not what it is"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            body = node.body[1:] if ast.get_docstring(node) else node.body  # the signature and the docstring do not count
+            body = node.body[1:] if ast.get_docstring(node) else node.body  # neither signature nor docstring
             length = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
             assert length <= 40, f"{node.name} has {length} lines"
     for node in tree.body:
@@ -127,3 +129,9 @@ def test_there_is_no_smoke_mode_and_no_machine_path(path):
             )
             spoilt = node.value.strip() and {"\b", "\f", "\a", "\v"} & set(node.value.strip("\a\b\f\v"))
             assert not spoilt, f"line {node.lineno}: a control character in a text; the r of r'' is missing"
+
+
+def test_the_linter_has_nothing_to_say():
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "."]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -11,7 +11,16 @@ from mmprm_lib import architecture, models, policy, prm, world
 from mmprm_lib.architecture import by_rows
 from mmprm_lib.encoding import Encoded, Encoder
 from mmprm_lib.objective import IGNORED, step_loss
-from mmprm_lib.packing import NO_PARENT, NO_TARGET, collate_packed, pack, packed_rows, packed_texts, shape_passes, visible
+from mmprm_lib.packing import (
+    NO_PARENT,
+    NO_TARGET,
+    collate_packed,
+    pack,
+    packed_rows,
+    packed_texts,
+    shape_passes,
+    visible,
+)
 from mmprm_lib.scoring import StepHead, label_ids
 from mmprm_lib.steps import FORMATS
 
@@ -158,7 +167,7 @@ def test_a_model_with_positions_of_its_own_takes_no_packed_rows(monkeypatch):
     st.integers(1, 40), st.integers(1, 12), st.integers(1, 8), st.lists(st.integers(10, 200), min_size=1, max_size=40),
     st.integers(0, 9),
 )  # fmt: skip
-def test_passes_are_joined_while_they_have_no_more_tokens_and_an_update_sees_what_it_saw(size, n, pack_size, own, shared):
+def test_passes_are_joined_while_they_have_no_more_tokens(size, n, pack_size, own, shared):
     arguments = SimpleNamespace(per_device_train_batch_size=size, gradient_accumulation_steps=n)
     alone = [{"input_ids": [0] * (shared + length)} for length in own]
     parts = [own[i : i + pack_size] for i in range(0, len(own), pack_size)]

@@ -162,7 +162,8 @@ def test_a_sweep_runs_on_what_the_notebooks_wrote(results):
     assert len(folders) == 2
     for folder in folders:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        assert {"macro_f1_pooled", "auroc", "best_of_n_mean"} <= set(metrics) and (folder / "table_problems.csv").exists()
+        assert {"macro_f1_pooled", "auroc", "best_of_n_mean"} <= set(metrics)
+        assert (folder / "table_problems.csv").exists()
     again = call("-m", "mmprm_lib.sweep", "smoke", results=results)
     assert "0 of 2 points to run" in again.stdout
 

@@ -9,7 +9,8 @@ def frame() -> pd.DataFrame:
     """Two strategies, three settings, two kinds of quality."""
     rows = []
     for strategy, setting, n_tokens, f1, rmse in (
-        ("exhaustive", "k = 1", 20, 0.7, 0.3), ("exhaustive", "k = 16", 320, 0.9, 0.1), ("adaptive, hard", "", 40, 0.9, 0.2),
+        ("exhaustive", "k = 1", 20, 0.7, 0.3), ("exhaustive", "k = 16", 320, 0.9, 0.1),
+        ("adaptive, hard", "", 40, 0.9, 0.2),
     ):  # fmt: skip
         for against, metric, value in (("step truth", "macro_f1", f1), ("reference", "rmse", rmse)):
             rows.append((strategy, setting, against, metric, value, value - 0.01, value + 0.01, n_tokens))

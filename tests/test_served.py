@@ -172,7 +172,8 @@ def test_every_word_for_an_end_is_an_end_and_any_other_is_none(words, ended):
 
 def test_a_text_that_the_server_broke_off_is_asked_for_again(problems):
     """As vLLM does that is shut down: what it wrote so far, and "abort"."""
-    with ChatServer([choices("Half a", "b", tokens=[2, 1], finish="abort"), choices("a", "b", tokens=[3, 4])]) as server:
+    answers = [choices("Half a", "b", tokens=[2, 1], finish="abort"), choices("a", "b", tokens=[3, 4])]
+    with ChatServer(answers) as server:
         generator = ServedGenerator(Endpoint(server.url, "toy"))
         found = sampled(generator, [Request(problems[0], (), "k")], n=2)["k"]
     assert [(c.text, c.n_tokens, c.finish_reason) for c in found] == [("a", 3, "stop"), ("b", 4, "stop")]

@@ -1,7 +1,7 @@
 """Lets a CUDA build of torchvision be imported beside a CPU build of torch, for its transforms, which are plain Python.
 
-Its compiled operators cannot load there, and its import fails because two of them are not declared. `make vllm-env` lays
-this file beside a .pth file of its environment, so that the processes that vLLM starts have it, too. Users have a
+Its compiled operators cannot load there, and its import fails because two of them are not declared. `make vllm-env`
+lays this file beside a .pth file of its environment, so that the processes that vLLM starts have it, too. Users have a
 torchvision that belongs to their torch.
 """
 
