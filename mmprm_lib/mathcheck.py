@@ -260,7 +260,8 @@ def _serve() -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             answer = compare(candidate, gold)
-        except Exception as error:  # noqa: BLE001 any failure inside sympy or the parser is unknown, with its name as the reason
+        except Exception as error:  # noqa: BLE001
+            # any failure inside sympy or the parser is unknown, with its name as the reason
             answer = None, f"math-verify failed: {type(error).__name__}"
         signal.setitimer(signal.ITIMER_PROF, 0)
         if not answer[0] and _peak() > MEMORY // 3:
