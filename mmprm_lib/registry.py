@@ -6,9 +6,11 @@ its answers are compared is named there too, and done by grading.py.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,10 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .grading import RULES
 from .images import Rejected
+from .schema import write_bytes
 
 PATH = Path(__file__).parent / "assets" / "benchmarks.yaml"
 COLUMNS = ("id", "question", "answer", "image", "choices", "answer_type", "grading")  # what `fields_of` gives
 _TAG = re.compile(r"\s*<(?:image|img)[ _]?\d*>\s*")  # a picture's place in the text; a problem here has one picture
+_UNPINNED = re.compile(r"(?m)^(?P<before> +dataset_id: (?P<name>\S+)\n +revision: )null$")  # an entry's two lines
 _FAILED = (KeyError, IndexError, ValueError, TypeError, AttributeError, SyntaxError)  # of a template or a literal
 
 
@@ -267,9 +271,10 @@ def document() -> str:
         "", "```yaml", "# params/mine/01_data.yaml", "source: hub", "benchmark: dynamath", "n_train: 0", "n_dev: 0",
         "n_test: 1000000", "```", "",
         "All of it is test problems, each with what grades it; 06_best_of_n then reports the benchmark's own number.",
-        "Where no revision is pinned, the branch is resolved to its commit, which the manifest records; set `revision`",
-        "to it for a rerun. VisualProcessBench is read by 05_visualprocessbench (`benchmark_path`). Those of the",
-        "papers: `make sweep SWEEP=paper_benchmarks`; `params/paper_contamination` compares them with MM-K12.", "",
+        "Where no revision is pinned, the branch is resolved to its commit, which the manifest records;",
+        "`python -m mmprm_lib.registry --pin` pins these at what the hub has now. VisualProcessBench is read by",
+        "05_visualprocessbench (`benchmark_path`). Those of the papers: `make sweep SWEEP=paper_benchmarks`;",
+        "`params/paper_contamination` compares them with MM-K12.", "",
         "| name | data set | revision | problems | number | licence |", "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for row in table().itertuples():
@@ -285,5 +290,49 @@ def document() -> str:
     return "\n".join(lines) + "\n"
 
 
+# --- revisions --------------------------------------------------------------------------------------------------------
+def pin(commit_of: Callable[[str], str], path: Path = PATH) -> tuple[dict[str, str], dict[str, str]]:
+    """(pinned, failed): data set -> commit, or why there is none, of the entries in `path` without a revision.
+
+    `commit_of` gives a data set's commit. The file is written anew with the commits in it, and else as it was; one that
+    cannot be had costs itself alone. What is pinned stays.
+    """
+    text = path.read_text(encoding="utf-8")
+    pinned, failed = {}, {}
+    for name in dict.fromkeys(found["name"] for found in _UNPINNED.finditer(text)):
+        try:
+            commit = commit_of(name)
+            if not re.fullmatch("[0-9a-f]{40}", commit):
+                raise ValueError(f"{commit[:60]!r} is no commit")
+            pinned[name] = commit
+        except Exception as error:  # noqa: BLE001 - of whatever HTTP client the hub's library uses
+            failed[name] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    text = _UNPINNED.sub(lambda found: found["before"] + pinned.get(found["name"], "null"), text)
+    Registry.model_validate(yaml.safe_load(text))
+    write_bytes(path, [text.encode()])
+    return pinned, failed
+
+
+def _hub_commit(name: str) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(name, revision="main").sha)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0, or 1 if a revision could not be had; prints docs/benchmarks.md, or with --pin what became of the revisions."""
+    parser = argparse.ArgumentParser(prog="python -m mmprm_lib.registry", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--pin", action="store_true", help="write the hub's present commits where the file has none")
+    if not parser.parse_args(arguments).pin:
+        print(document(), end="")
+        return 0
+    pinned, failed = pin(_hub_commit)
+    for name, commit in pinned.items():
+        print(f"{name}: pinned at {commit}")
+    for name, why in failed.items():
+        print(f"{name}: not pinned, {why}", file=sys.stderr)
+    return int(bool(failed))
+
+
 if __name__ == "__main__":
-    print(document(), end="")
+    sys.exit(main())

@@ -3,12 +3,16 @@
 import copy
 import io
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import papermill
 import pydantic
 import pytest
 import yaml
+from httpx import ConnectError, Request, Response
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from mmprm_lib import data, grading, registry
@@ -303,3 +307,62 @@ def run(folder, name, given):
     """Nothing; executes a notebook with these parameters."""
     source = REPOSITORY / "notebooks" / f"{name}.ipynb"
     papermill.execute_notebook(source, folder / f"{name}.ipynb", given, progress_bar=False, cwd=REPOSITORY)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_what_is_not_pinned_is_pinned_and_nothing_else_changes(tmp_path):
+    path, before = tmp_path / "benchmarks.yaml", registry.PATH.read_text()
+    path.write_text(before)
+    unpinned = {e.dataset_id for e in registry.registry().benchmarks.values() if e.revision is None}
+    assert "OpenGVLab/VisualProcessBench" in unpinned, "else this test has nothing to pin"
+    asked = []
+
+    def commit_of(name: str) -> str:
+        asked.append(name)
+        if name == "We-Math/We-Math":
+            raise ConnectError("no way to the hub")
+        return COMMIT
+
+    pinned, failed = registry.pin(commit_of, path)
+    assert set(asked) == unpinned and len(asked) == len(unpinned), "each is asked for once"
+    assert pinned == dict.fromkeys(unpinned - {"We-Math/We-Math"}, COMMIT)
+    assert failed == {"We-Math/We-Math": "ConnectError: no way to the hub"}
+    lines, after = before.splitlines(), path.read_text().splitlines()
+    changed = [(old, new) for old, new in zip(lines, after, strict=True) if old != new]
+    assert changed and set(changed) == {("    revision: null", f"    revision: {COMMIT}")}
+    entries = registry.Registry.model_validate(yaml.safe_load(path.read_text())).benchmarks.values()
+    assert {e.dataset_id for e in entries if e.revision is None} == {"We-Math/We-Math"}
+    known = {e.dataset_id: e.revision for e in registry.registry().benchmarks.values() if e.revision}
+    assert known.items() <= {e.dataset_id: e.revision for e in entries}.items(), "what was pinned stays"
+
+
+@pytest.mark.parametrize("answer", ["main", "", "a" * 39])
+def test_what_is_no_commit_is_not_written(tmp_path, answer):
+    path = tmp_path / "benchmarks.yaml"
+    path.write_text(registry.PATH.read_text())
+    pinned, failed = registry.pin(lambda name: answer, path)
+    assert not pinned and set(failed.values()) == {f"ValueError: {answer!r} is no commit"}
+    assert path.read_text() == registry.PATH.read_text()
+
+
+def test_pinning_asks_the_hub_and_says_what_it_could_not_have(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "benchmarks.yaml"
+    path.write_text(registry.PATH.read_text())
+    monkeypatch.setattr(registry.pin, "__defaults__", (path,))
+
+    def info(self, name, revision):
+        assert revision == "main"
+        if name == "MathLLMs/MathVision":
+            raise HfHubHTTPError("401 Client Error", response=Response(401, request=Request("GET", "https://h")))
+        return SimpleNamespace(sha=COMMIT)
+
+    monkeypatch.setattr(HfApi, "dataset_info", info)
+    assert registry.main(["--pin"]) == 1
+    said = capsys.readouterr()
+    assert f"AI4Math/MathVerse: pinned at {COMMIT}" in said.out and "MathVision" not in said.out
+    assert "MathLLMs/MathVision: not pinned, HfHubHTTPError: 401" in said.err
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name, revision: SimpleNamespace(sha=COMMIT))
+    assert registry.main(["--pin"]) == 0 and " revision: null\n" not in path.read_text()
+    assert registry.main([]) == 0 and "# Benchmarks" in capsys.readouterr().out
