@@ -89,13 +89,19 @@ def _summary(
 
 
 def of_seeds(values: Sequence[float]) -> tuple[float, float, float, float]:
-    """(sd, low, high, p) of the seeds' mean: the t interval and the two-sided p of its being 0; nan for one seed."""
+    """(sd, low, high, p) of the seeds' mean: the t interval and the two-sided p of its being 0; nan for one seed.
+
+    Seeds that agree in every digit, as counts of a few problems may, tell nothing of their spread: no interval, and p
+    is nan unless the mean is 0.
+    """
     each = np.asarray(values, dtype=float)
     if len(each) < 2:
         return (float("nan"),) * 4
     sd, error = float(each.std(ddof=1)), float(each.std(ddof=1)) / np.sqrt(len(each))
     half = student.ppf(0.975, len(each) - 1) * error
-    p = 2 * student.sf(abs(each.mean()) / error, len(each) - 1) if error else float(each.mean() == 0)
+    if not error:
+        return sd, float("nan"), float("nan"), float("nan") if each.mean() else 1.0
+    p = 2 * student.sf(abs(each.mean()) / error, len(each) - 1)
     return sd, float(each.mean() - half), float(each.mean() + half), float(p)
 
 

@@ -299,7 +299,7 @@ def correction_rates(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows = []
     for measure, (part, column) in parts.items():
         part = part[part[column].notna()]
-        rows.append((measure, *stats.mean(part[column], part["problem_id"].tolist(), seed=seed)))
+        rows.append((measure, *stats.share(part[column], part["problem_id"].tolist(), seed=seed)))
     frame = pd.DataFrame(rows, columns=["measure", *Estimate._fields])
     return frame.astype({"value": float, "low": float, "high": float})
 

@@ -52,7 +52,7 @@ def flip_table(pairs: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame
     for mode, table in pairs.items():
         for flip in ("wrong_to_right", "right_to_wrong"):
             part = table[table[flip].notna()]
-            rows.append((mode, flip, *stats.mean(part[flip], part["problem_id"].tolist(), seed=seed)))
+            rows.append((mode, flip, *stats.share(part[flip], part["problem_id"].tolist(), seed=seed)))
     return pd.DataFrame(rows, columns=["mode", "flip", *stats.Estimate._fields])
 
 
@@ -82,7 +82,7 @@ def stages(pairs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     for stage, (of, column) in STAGES.items():
         part = pairs.query(of)
         part = part[part[column].notna()]
-        rows.append((stage, *stats.mean(part[column].astype(float), part["problem_id"].tolist(), seed=seed)))
+        rows.append((stage, *stats.share(part[column].astype(float), part["problem_id"].tolist(), seed=seed)))
     return pd.DataFrame(rows, columns=["stage", *stats.Estimate._fields])
 
 

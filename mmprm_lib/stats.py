@@ -68,14 +68,9 @@ def resamples(n_clusters: int, n_resamples: int, seed: int) -> Iterator[np.ndarr
 
 
 def bootstrap_each(
-    sums: ArrayLike,
-    statistics: Mapping[str, tuple[Statistic, int]],
-    *,
-    method: Method = "percentile",
-    n_resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Estimate]:
+    sums: ArrayLike, statistics: Mapping[str, tuple[Statistic, int]], *, method: Method = "percentile",
+    n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0,
+) -> dict[str, Estimate]:  # fmt: skip
     """Each statistic of the column totals with its bootstrap interval over clusters; all share their resamples.
 
     `sums` (n_clusters, n_columns) holds what each problem adds to the totals; `statistics[name]` is a function from
@@ -135,6 +130,22 @@ def mean(values: ArrayLike, clusters: Sequence[Hashable] | None = None, **option
     values = _clean(values)
     sums = cluster_sums(np.stack([values, np.ones_like(values)], axis=1), clusters)
     return bootstrap(sums, _ratio, len(values), **options)
+
+
+def share(outcomes: ArrayLike, clusters: Sequence[Hashable] | None = None, **options: Any) -> Estimate:
+    """The share of outcomes, 0 or 1, that are 1: as `mean`. ValueError on other values.
+
+    Where all are alike no resample differs, which is no certainty: then Wilson's interval, a trial for each cluster.
+    """
+    outcomes = _clean(outcomes)
+    if not np.isin(outcomes, (0.0, 1.0)).all():
+        raise ValueError("a share needs outcomes 0 or 1; for other values use mean")
+    found = mean(outcomes, clusters, **options)
+    n_clusters = len(outcomes) if clusters is None else len(set(clusters))
+    if n_clusters < 2 or len(set(outcomes)) > 1:
+        return found
+    alike = wilson(n_clusters * int(outcomes[0]), n_clusters)
+    return found._replace(low=alike.low, high=alike.high)
 
 
 def column_means(matrix: ArrayLike, *, n_resamples: int = 2000, seed: int = 0) -> list[Estimate]:
@@ -252,13 +263,9 @@ def pass_at_k(n_correct: ArrayLike, n_samples: ArrayLike, k: int, **options: Any
 
 
 def auroc(
-    positive: ArrayLike,
-    scores: ArrayLike,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    n_resamples: int = 500,
+    positive: ArrayLike, scores: ArrayLike, clusters: Sequence[Hashable] | None = None, *, n_resamples: int = 500,
     seed: int = 0,
-) -> Estimate:
+) -> Estimate:  # fmt: skip
     """The chance that a positive outscores a negative, ties half (sklearn), with a percentile interval over clusters.
 
     nan where a class is missing, as then nothing can be ranked; resamples without one of the classes are left out.

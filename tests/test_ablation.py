@@ -67,7 +67,7 @@ def test_a_difference_pairs_problems_and_seeds():
     a, b = (table[table["setting"] == name] for name in "ab")
     found = ablation.difference(a, b, "best_of_n_mean")
     assert (found["value"], found["n"], found["n_seeds"]) == (0.25, 4, 2)
-    assert found["seed_sd"] == 0 and found["p_seeds"] == 0  # each seed differs by 0.25
+    assert found["seed_sd"] == 0 and np.isnan(found["p_seeds"])  # each seed differs by 0.25
     assert found["low"] == 0 and found["high"] > 0.25
     assert ablation.difference(b, a, "best_of_n_mean")["value"] == -0.25
     assert ablation.level(a, "best_of_n_mean")["value"] == 0.75
@@ -97,6 +97,12 @@ def test_the_interval_over_seeds_is_students(values):
     known = ttest_1samp(values, 0)
     assert p == pytest.approx(known.pvalue) and sd == pytest.approx(np.std(values, ddof=1))
     assert (low, high) == pytest.approx(tuple(known.confidence_interval()))
+
+
+def test_seeds_that_agree_in_every_digit_are_no_certainty():
+    sd, low, high, p = ablation.of_seeds([0.25, 0.25, 0.25])
+    assert sd == 0 and np.isnan([low, high, p]).all()
+    assert ablation.of_seeds([0.0, 0.0])[3] == 1.0
 
 
 def test_one_seed_says_nothing_of_seeds():

@@ -47,6 +47,18 @@ def test_mean_by_hand():
     assert stats.mean([0.5, 0.5, 0.5], method="bca") == Estimate(0.5, 3, 0.5, 0.5)
 
 
+def test_a_share_of_outcomes_that_are_all_alike_is_not_certain():
+    assert stats.share([1, 0, 1, 1]) == stats.mean([1, 0, 1, 1])
+    assert stats.share([1] * 36) == stats.wilson(36, 36) and stats.wilson(36, 36).low < 0.91
+    names = [f"p{i // 4}" for i in range(36)]  # nine problems
+    low, high = stats.wilson(9, 9)[2:]
+    assert stats.share([1] * 36, names) == Estimate(1.0, 36, low, high)
+    assert stats.share([0.0] * 4) == stats.wilson(0, 4)
+    assert stats.share([True], ["p"]) == Estimate(1.0, 1, None, None) and np.isnan(stats.share([]).value)
+    with pytest.raises(ValueError, match="0 or 1"):
+        stats.share([0.5, 1.0])
+
+
 @pytest.mark.parametrize("method", ["percentile", "bca"])
 def test_mean_agrees_with_scipy(method):
     values = np.random.default_rng(3).gamma(1.0, size=60)  # skewed, so that the two methods differ
