@@ -32,7 +32,9 @@ def quality_against_tokens(frame: pd.DataFrame, *, caption: str = "") -> Figure:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.grid(axis="y", lw=0.5)
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
+        axis.margins(y=0.12)  # the labels of the lowest points keep clear of the axis
+    if len(frame):
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
     return add_caption(figure, caption)
 
 

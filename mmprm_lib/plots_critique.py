@@ -318,7 +318,8 @@ def flips(frame: pd.DataFrame, *, caption: str = "") -> Figure:
         for place, end, row in zip(at, ends, part.itertuples(), strict=True):
             text = f"{row.value:.0%} of {row.n:,}"
             axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(len(modes)), [MODES.get(mode, str(mode)) for mode in modes])
+    names = MODES | {"fresh": "a fresh sample"}  # of one solution; a pool of them is plain Best-of-N
+    axes.set_yticks(range(len(modes)), [names.get(mode, str(mode)) for mode in modes])
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set(xlabel="share of the initial solutions that were so before", xlim=(0, 1.3 * reach))
