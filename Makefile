@@ -115,7 +115,7 @@ $(VLLM_STAMP):
 	@rm -f $(VLLM)/.ready-* && touch $@
 
 test-vllm: $(VLLM_STAMP)
-	@echo "make test-vllm: vLLM, in process and as a server, Ray, and all model families, really run; 25 to 35 minutes on 2 cores"
+	@echo "make test-vllm: vLLM, in process and as a server, Ray, and all model families, really run; 20 to 40 minutes on 2 cores"
 	@$(VLLM)/bin/python -m pytest tests/test_fleet.py tests/test_machines.py tests/test_engine.py tests/test_families.py \
 	  tests/test_convert.py tests/test_chip.py tests/test_released.py \
 	  tests/test_real_input.py::test_images_that_become_thousands_of_tokens_go_through_with_long_solutions
