@@ -173,7 +173,8 @@ def tune(
     `lora_rank` 0 trains all weights, else LoRA, merged at the end. `freeze_vision` keeps the vision tower (the paper).
     `max_length` 0 is the model's context. The history holds step, epoch, loss (nats per token), learning_rate and
     grad_norm, and last n_train and n_dropped, the over-long solutions. ValueError if none is left. `weigh`: see
-    `text_rows`. `pack_size`: texts on one prompt that share a row (see `packing`); `batch_size` counts every one.
+    `text_rows`. `pack_size`: texts on one prompt that share a row (see `packing`); `batch_size` counts every one, and
+    passes are joined where that leaves room.
     `training`: more of `training_arguments`. With `save_steps`, a training that was killed goes on from its last
     checkpoint; `kept` removes it.
     """

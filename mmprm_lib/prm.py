@@ -237,7 +237,8 @@ def train(
     epoch is kept. `eval_problems` defaults to `problems`. `balance`: see `class_weights`; `train_history`: see
     `training_rows`; the rest: `training_arguments`. With `save_steps`, a training that was killed and is called again
     goes on from its last checkpoint, and one that has ended there is taken as it is.
-    `pack_size`: solutions of one problem that share a row (see `packing`), of which `batch_size` counts every one.
+    `pack_size`: solutions of one problem that share a row (see `packing`), of which `batch_size` counts every one; the
+    passes of an update are joined where that leaves room (`packing.shape_passes`).
     """
     form = FORMATS[kind] if isinstance(kind, str) else kind
     labels = labels or ("hard" if form.kind.startswith("chat") else "soft")
