@@ -55,8 +55,8 @@ test: $(STAMP)
 	@$(PY) -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 slow: $(STAMP)
-	@echo "make slow: about 40 minutes on 2 cores"
-	@$(PY) -m pytest -m slow
+	@echo "make slow: 9 to 20 minutes on 2 cores, by their speed, and 1 to 3 for the set-up"
+	@$(PY) -m pytest -m slow -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP)
 	@echo "make lab: JupyterLab opens in a few seconds; stop it with Ctrl-C"
