@@ -91,16 +91,16 @@ def _summary(
 def of_seeds(values: Sequence[float]) -> tuple[float, float, float, float]:
     """(sd, low, high, p) of the seeds' mean: the t interval and the two-sided p of its being 0; nan for one seed.
 
-    Seeds that agree in every digit, as counts of a few problems may, tell nothing of their spread: no interval, and p
+    Seeds that agree but for rounding, as counts of a few problems may, tell nothing of their spread: no interval, and p
     is nan unless the mean is 0.
     """
     each = np.asarray(values, dtype=float)
     if len(each) < 2:
         return (float("nan"),) * 4
     sd, error = float(each.std(ddof=1)), float(each.std(ddof=1)) / np.sqrt(len(each))
+    if sd < 1e-12:
+        return 0.0, float("nan"), float("nan"), 1.0 if abs(each.mean()) < 1e-12 else float("nan")
     half = student.ppf(0.975, len(each) - 1) * error
-    if not error:
-        return sd, float("nan"), float("nan"), float("nan") if each.mean() else 1.0
     p = 2 * student.sf(abs(each.mean()) / error, len(each) - 1)
     return sd, float(each.mean() - half), float(each.mean() + half), float(p)
 

@@ -323,9 +323,7 @@ def _commit(dataset_id: str, revision: str) -> str:
     """The commit that a branch or tag of a hub data set stands for now; a commit, or what goes with a folder, as is."""
     if Path(dataset_id).is_dir() or (len(revision) == 40 and set(revision) <= set("0123456789abcdef")):
         return revision
-    from huggingface_hub import HfApi
-
-    return HfApi().dataset_info(dataset_id, revision=revision).sha or revision
+    return registry.hub_commit(dataset_id, revision)
 
 
 def _download(dataset_id: str, revision: str, name: str) -> Path:

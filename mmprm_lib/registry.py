@@ -271,10 +271,10 @@ def document() -> str:
         "", "```yaml", "# params/mine/01_data.yaml", "source: hub", "benchmark: dynamath", "n_train: 0", "n_dev: 0",
         "n_test: 1000000", "```", "",
         "All of it is test problems, each with what grades it; 06_best_of_n then reports the benchmark's own number.",
-        "Where no revision is pinned, the branch is resolved to its commit, which the manifest records;",
-        "`python -m mmprm_lib.registry --pin` pins these at what the hub has now. VisualProcessBench is read by",
-        "05_visualprocessbench (`benchmark_path`). Those of the papers: `make sweep SWEEP=paper_benchmarks`;",
-        "`params/paper_contamination` compares them with MM-K12.", "",
+        "Where no revision is pinned, the branch is resolved to its commit, which the manifest records; set `revision`",
+        "to it for a rerun, or pin all at what the hub has now: `.venv/bin/python -m mmprm_lib.registry --pin`.",
+        "VisualProcessBench is read by 05_visualprocessbench (`benchmark_path`). Those of the papers:",
+        "`make sweep SWEEP=paper_benchmarks`; `params/paper_contamination` compares them with MM-K12.", "",
         "| name | data set | revision | problems | number | licence |", "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for row in table().itertuples():
@@ -313,10 +313,11 @@ def pin(commit_of: Callable[[str], str], path: Path = PATH) -> tuple[dict[str, s
     return pinned, failed
 
 
-def _hub_commit(name: str) -> str:
+def hub_commit(dataset_id: str, revision: str = "main") -> str:
+    """The commit that a branch or tag of a data set on the hub stands for now."""
     from huggingface_hub import HfApi
 
-    return str(HfApi().dataset_info(name, revision="main").sha)
+    return HfApi().dataset_info(dataset_id, revision=revision).sha or revision
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -326,7 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not parser.parse_args(arguments).pin:
         print(document(), end="")
         return 0
-    pinned, failed = pin(_hub_commit)
+    pinned, failed = pin(hub_commit)
     for name, commit in pinned.items():
         print(f"{name}: pinned at {commit}")
     for name, why in failed.items():

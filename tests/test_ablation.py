@@ -99,8 +99,9 @@ def test_the_interval_over_seeds_is_students(values):
     assert (low, high) == pytest.approx(tuple(known.confidence_interval()))
 
 
-def test_seeds_that_agree_in_every_digit_are_no_certainty():
-    sd, low, high, p = ablation.of_seeds([0.25, 0.25, 0.25])
+@pytest.mark.parametrize("values", [[0.25] * 3, [0.34 - 0.33, 0.35 - 0.34, 0.5 - 0.49]])
+def test_seeds_that_agree_but_for_rounding_are_no_certainty(values):
+    sd, low, high, p = ablation.of_seeds(values)
     assert sd == 0 and np.isnan([low, high, p]).all()
     assert ablation.of_seeds([0.0, 0.0])[3] == 1.0
 
